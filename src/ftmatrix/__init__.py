@@ -1,0 +1,1 @@
+"""ftmatrix: a matrix of fine-tuning experiments, measured side by side."""

@@ -1,0 +1,126 @@
+"""The files of one cell: configuration, environment, figures, predictions, confusion matrix, weights."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ftmatrix.config import PACKAGE, plain
+from ftmatrix.data import INVALID
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.records import Evaluation, to_json
+from ftmatrix.runner import Trained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "mlflow", "hydra-core", "ftmatrix")
+"""Packages whose versions are recorded with every run."""
+
+
+def write_facts(ready: ReadyCell, folder: Path) -> None:
+    """The resolved configuration and the environment, known before the cell starts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(ready.cell), sort_keys=False))
+    (folder / "environment.json").write_text(json.dumps(environment(ready), indent=1) + "\n")
+
+
+def write_result(ready: ReadyCell, trained: Trained, folder: Path) -> None:
+    """Everything the finished cell leaves: result, scores by intent, predictions, confusion matrix, weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = trained.result
+    (folder / "result.json").write_text(to_json(result) + "\n")
+    if result.test is not None:
+        write_evaluation(result.test, ready, folder)
+    if ready.cell.save_model:
+        model: PreTrainedModel = trained.model  # type: ignore[assignment]
+        model.save_pretrained(folder / "model")
+        trained.framer.tokenizer.save_pretrained(folder / "model")
+
+
+def write_evaluation(evaluation: Evaluation, ready: ReadyCell, folder: Path) -> None:
+    """Predictions, figures by intent and the confusion matrix, as CSV and as a picture."""
+    predictions = evaluation.predictions
+    rows = [(p.text, p.label, p.answer, p.constrained, p.correct, p.valid, f"{p.nll:.6g}") for p in predictions]
+    _write_csv(
+        folder / "predictions.csv",
+        ("text", "label", "answer", "constrained_answer", "correct", "valid", "label_nll"),
+        rows,
+    )
+    intents = [
+        (i.intent, f"{i.precision:.4f}", f"{i.recall:.4f}", f"{i.f1:.4f}", i.support) for i in evaluation.intents
+    ]
+    _write_csv(folder / "intents.csv", ("intent", "precision", "recall", "f1", "support"), intents)
+    labels = ready.dataset.labels
+    matrix = [(label, *row) for label, row in zip(labels, evaluation.confusion, strict=True)]
+    _write_csv(folder / "confusion.csv", ("gold", *labels, INVALID), matrix)
+    draw_confusion(evaluation, labels, ready.cell.title, folder / "confusion.png")
+
+
+def draw_confusion(evaluation: Evaluation, labels: Sequence[str], title: str, path: Path) -> None:
+    """The confusion matrix as a heat map of each gold intent's share, the diagonal included."""
+    shares = [[cell / max(1, sum(row)) for cell in row] for row in evaluation.confusion]
+    side = max(5.0, 0.17 * len(labels) + 2)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    size = 8 if len(labels) <= 30 else 5
+    axes.set_xticks(range(len(labels) + 1), [*labels, INVALID], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(labels)), labels, fontsize=size)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("gold intent")
+    axes.set_title(f"{title}\n{evaluation.accuracy:.1%} of {evaluation.messages} test messages right", fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of the gold intent's messages", shrink=0.6)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def environment(ready: ReadyCell) -> dict[str, object]:
+    """Versions, device, model commit and data digest: what it would take to run the cell again."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "packages": versions,
+        "device": ready.accelerator.kind,
+        "device_name": ready.accelerator.name,
+        "threads": ready.threads,
+        "cores": os.cpu_count(),
+        "precision": ready.precision.value,
+        "precision_reason": ready.precision_reason,
+        "model_revision": ready.checkpoint.revision,
+        "data_source": ready.dataset.source if ready.cell.data.path is None else ready.cell.data.title,
+        "data_digest": ready.dataset.digest,
+        "commit": source_commit(),
+    }
+
+
+def source_commit() -> str | None:
+    """The git commit of this program, where it runs from a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

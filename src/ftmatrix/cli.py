@@ -1,0 +1,170 @@
+"""The command line. Exit codes: 0 every cell has a result, 1 some cell failed, 2 a wrong command, 130 interrupted."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ftmatrix.errors import CellFailedError, ConfigError, FtmatrixError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning rates and seeds.
+
+  ftmatrix method=lora model=pocket-1m lr=1e-3 seed=0        one cell
+  ftmatrix -m method=full,lora,qlora lr=1e-4,1e-3 seed=0,1   a grid (-m: every combination of the commas)
+  ftmatrix experiment={experiment}                               a study under experiments/
+  ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
+  ftmatrix report [STUDY]                                    the table of a study's finished cells
+  ftmatrix ui                                                MLflow's user interface on the store
+
+Axes
+  method   {methods}
+  model    {models}
+           any folder: model=local model.path=DIR    any hub repository: model=hub model.hub_id=OWNER/NAME
+  data     {data}
+           data=csv data.path=DIR (train.csv, test.csv: text,category)    data=jsonl (train.jsonl, test.jsonl)
+  lr       peak learning rate          seed     adapters' initial weights, dropout, order of data
+
+Settings, the same for every method of a comparison
+  training.   epochs  batch_size  micro_batch_size  schedule (constant, linear, cosine)  warmup_fraction
+              weight_decay  max_grad_norm  precision (auto, fp32, mixed, bf16)  gradient_checkpointing
+  framing.    template  max_length  spaces_for_underscores
+  data.       limit  test_limit  validation_fraction  split_seed  common_intents  confusion_pair
+  method.     r  alpha  dropout (LoRA and its kin)
+  device  threads  study  save_model  force  tracking.uri  hydra.launcher.n_jobs
+
+Results go to MLflow: tracking.uri, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. A cell that is in the store
+is not run again. `ftmatrix --cfg job ARGUMENTS` prints the composed configuration; FTMATRIX_TRACEBACK=1 shows
+tracebacks.
+Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 wrong command, 130 interrupted.
+"""
+
+
+def main() -> None:
+    """Entry point of `ftmatrix`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the arguments ask; the exit code."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        _dispatch(list(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except CellFailedError:
+        return 1
+    except FtmatrixError as error:
+        _complain(error, str(error))
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        from ftmatrix.overrides import explain
+
+        _complain(error, explain(error))
+        return 2
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    match arguments:
+        case ["-h" | "--help" | "help", *_]:
+            print(_help())
+        case ["--version"]:
+            print(f"ftmatrix {version('ftmatrix')}")
+        case ["plan", *rest]:
+            _hydra([*rest, "plan=true"])
+        case ["report", *rest]:
+            _report(rest)
+        case ["ui", *rest]:
+            _ui(rest)
+        case _:
+            _hydra(arguments)
+
+
+def _hydra(arguments: list[str]) -> None:
+    """Let Hydra compose and launch; its errors come back as exceptions."""
+    import hydra
+
+    from ftmatrix.config import config_folder, register_schemas
+    from ftmatrix.overrides import expand_experiment
+
+    register_schemas()
+    # one cell is a sweep of one: every command goes the launcher's way
+    sys.argv = [
+        "ftmatrix",
+        "--multirun",
+        *(word for word in expand_experiment(arguments) if word not in ("-m", "--multirun")),
+    ]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(run_one)()
+
+
+def run_one(config: "DictConfig") -> Any:
+    """Hydra's task: one cell, in a process of its own. For launchers other than our own, which call it once a cell.
+
+    Raises:
+        CellFailedError: the cell has no result; its row says why.
+    """
+    from ftmatrix.config import cell_from
+    from ftmatrix.records import Outcome
+    from ftmatrix.sweep import sweep
+
+    (row,) = sweep([cell_from(config)], n_jobs=1)
+    if row is not None and row.outcome is not Outcome.COMPLETED:
+        raise CellFailedError(row.reason)
+    return None if row is None else row.metric("val_accuracy")
+
+
+def _report(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from ftmatrix.table import comparison_table
+    from ftmatrix.tracking import Store, tracking_uri
+
+    if len(arguments) > 1:
+        raise ConfigError(f"report {' '.join(arguments)}: takes one study at most, such as `ftmatrix report pocket`")
+    study = arguments[0] if arguments else "pocket"
+    rows = Store(tracking_uri(None), study, create=False).complete()
+    if not rows:
+        raise ConfigError(f"report {study}: no finished cell in the store; run `ftmatrix experiment={study}` first")
+    Console().print(comparison_table(rows, title=study))
+
+
+def _ui(arguments: list[str]) -> None:
+    from ftmatrix.tracking import tracking_uri
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(None), *arguments]
+    os.execv(sys.executable, command)
+
+
+def _help() -> str:
+    from ftmatrix.overrides import options, studies
+
+    named = {group: ", ".join(options(group)) for group in ("method", "model", "data")}
+    return HELP.format(
+        methods=named["method"],
+        models=_wrapped(named["model"]),
+        data=named["data"],
+        experiment=next(iter(studies()), "NAME"),
+    )
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return f"\n{' ' * 11}".join(textwrap.wrap(text, 100))
+
+
+def _complain(error: Exception, line: str) -> None:
+    if os.environ.get("FTMATRIX_TRACEBACK") == "1":
+        raise error
+    print(f"ftmatrix: {line}", file=sys.stderr)

@@ -1,0 +1,189 @@
+"""Where Hydra ends: a composed config becomes a typed, checked `Cell` with an identity."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import ftmatrix.data
+import ftmatrix.methods
+from ftmatrix.data import DataSource
+from ftmatrix.errors import ConfigError
+from ftmatrix.framing import Framing
+from ftmatrix.hardware import Device, Precision
+from ftmatrix.methods import Method
+from ftmatrix.models import Model
+from ftmatrix.settings import Evaluating, Training
+
+RESULT_VERSION = 1
+"""Raised when a change to this program changes what a cell comes to."""
+
+PACKAGE = Path(__file__).parent
+
+
+def config_folder() -> Path:
+    """The folder of Hydra's YAML: beside the package in a wheel, at the top of a checkout."""
+    packaged = PACKAGE / "conf"
+    return packaged if packaged.is_dir() else PACKAGE.parents[1] / "conf"
+
+
+def experiments_root() -> Path:
+    """The folder that holds `experiments/`, packaged or in a checkout."""
+    return config_folder().parent
+
+
+@dataclass
+class Tracking:
+    """Where results go."""
+
+    uri: str | None = None
+    """MLflow's tracking URI (None: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)."""
+    sweep: str | None = None
+    """Name of the sweep that this cell belongs to (None: made from the time)."""
+
+
+@dataclass
+class Cell:
+    """One experiment: a point of method x model x data x learning rate x seed, with all its settings."""
+
+    method: Method = field(default_factory=Method)
+    model: Model = field(default_factory=Model)
+    data: DataSource = field(default_factory=DataSource)
+    lr: float = MISSING
+    """Peak learning rate."""
+    seed: int = 0
+    """Seeds the adapters' initial weights, dropout and the order of the data."""
+    training: Training = field(default_factory=Training)
+    framing: Framing = field(default_factory=Framing)
+    evaluation: Evaluating = field(default_factory=Evaluating)
+    study: str = "ftmatrix"
+    """The MLflow experiment that collects the runs."""
+    device: Device = Device.auto
+    threads: int | None = None
+    """CPU threads of the cell (None: one below 50 million parameters, else all cores). Never depends on what runs
+    beside the cell, because it decides the last digits of a loss."""
+    save_model: bool = False
+    """Keep the fine-tuned weights as an artifact: the adapter, or the whole model."""
+    force: bool = False
+    """Run the cell although a finished run of it is in the store."""
+    plan: bool = False
+    """Show what would run, and run nothing."""
+    work_dir: str = ".ftmatrix"
+    """Folder for logs and files on their way to MLflow."""
+    tracking: Tracking = field(default_factory=Tracking)
+
+    @property
+    def title(self) -> str:
+        """What run names and tables call the cell."""
+        return f"{self.method.name} {self.model.title} lr={self.lr:g} seed={self.seed}"
+
+    def check(self) -> None:
+        """Refuse bad settings before anything is loaded.
+
+        Raises:
+            ConfigError: names the value, the rule and the way out.
+        """
+        if not 0 < self.lr <= 1:
+            raise ConfigError(f"lr={self.lr:g}: a learning rate must lie in (0, 1]; full fine-tuning starts near 5e-5")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed}: must lie in [0, 2**32)")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads}: must be at least 1, or null to choose by the model's size")
+        if not re.fullmatch(r"[\w .-]+", self.study):
+            raise ConfigError(f"study={self.study!r}: use letters, digits, spaces, '.', '_' and '-' only")
+        for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation):
+            part.check()
+
+    def fingerprint(self, *, data_digest: str, revision: str, device: Device, precision: Precision) -> str:
+        """The cell's identity: 16 hex digits over everything that decides its result, and nothing else.
+
+        Paths, tracking, names and batching of the evaluation are left out; the content of data and model, the
+        device, the resolved precision and the versions that compute are in.
+        """
+        decides = plain(self)
+        for ignored in (
+            "study",
+            "device",
+            "save_model",
+            "force",
+            "plan",
+            "work_dir",
+            "tracking",
+            "evaluation",
+            "model",
+        ):
+            del decides[ignored]
+        for ignored in ("path", "name", "hub_id", "revision", "text_column", "label_column"):
+            decides["data"].pop(ignored, None)
+        del decides["method"]["name"]
+        decides["training"]["precision"] = precision.value
+        decides |= {
+            "strategy": type(self.method).__name__,
+            "attention": self.model.attention,
+            "data_digest": data_digest,
+            "model_revision": revision,
+            "device": device.value,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+            "result_version": RESULT_VERSION,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def register_schemas() -> None:
+    """Tell Hydra the types of the config: the YAML files name them in their defaults."""
+    store = ConfigStore.instance()
+    store.store(name="cell", node=Cell)
+    for name, method in ftmatrix.methods.SCHEMAS.items():
+        store.store(group="schema/method", name=name, node=method)
+    for name, source in ftmatrix.data.SCHEMAS.items():
+        store.store(group="schema/data", name=name, node=source)
+    store.store(group="schema/model", name="model", node=Model)
+
+
+def cell_from(config: DictConfig) -> Cell:
+    """The typed, checked cell of a composed config.
+
+    Raises:
+        ConfigError: a value is missing, of the wrong type or out of range.
+    """
+    config = config.copy()
+    with open_dict(config):
+        config.pop("hydra", None)
+    try:
+        cell = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    if not isinstance(cell, Cell):
+        raise ConfigError("config.yaml must begin its defaults with `- cell`, the schema of an experiment")
+    cell.check()
+    return cell
+
+
+def plain(value: Any) -> Any:
+    """A config dataclass as dicts, lists and scalars, enums by their value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, inner in value.items():
+        items |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return items

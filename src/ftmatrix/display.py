@@ -1,0 +1,89 @@
+"""What a person sees while a sweep runs: one bar for the whole and one a cell, or plain lines without a terminal."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.records import CellResult, Outcome, Step
+
+
+class Display:
+    """Follows the cells of one sweep: bars on a terminal, elsewhere a line as cells begin and end."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total = console, total
+        self.done = 0
+        self._cells: dict[str, _CellLine] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._sweep = self._progress.add_task("[bold]sweep", total=total, state="cells")
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw while the sweep runs."""
+        with self._progress:
+            yield
+
+    def began(self, ready: ReadyCell) -> None:
+        """A cell's process was started."""
+        task = self._progress.add_task(ready.cell.title, total=ready.steps, state="starting")
+        self._cells[ready.fingerprint] = _CellLine(task, time.monotonic())
+        if not self.console.is_terminal:
+            self.console.print(f"start  {ready.cell.title}", highlight=False)
+
+    def phase(self, ready: ReadyCell, phase: str) -> None:
+        """A cell entered a phase."""
+        self._progress.update(self._cells[ready.fingerprint].task, state=phase)
+
+    def stepped(self, ready: ReadyCell, steps: tuple[Step, ...]) -> None:
+        """Optimizer steps were done."""
+        task = self._cells[ready.fingerprint].task
+        self._progress.update(task, completed=steps[-1].index + 1, state=f"train  loss {steps[-1].loss:.3f}")
+
+    def ended(self, ready: ReadyCell, result: CellResult) -> None:
+        """A cell has its result."""
+        line = self._cells.pop(ready.fingerprint)
+        self._progress.remove_task(line.task)
+        self.done += 1
+        self._progress.update(self._sweep, completed=self.done)
+        took = time.monotonic() - line.started
+        self.console.print(
+            f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s",
+            highlight=False,
+            markup=False,
+        )
+
+
+@dataclass(frozen=True)
+class _CellLine:
+    task: TaskID
+    started: float
+
+
+def summary(result: CellResult) -> str:
+    """A result in a few words."""
+    if result.outcome is not Outcome.COMPLETED or result.test is None or result.stability is None:
+        return f"{result.outcome.value}: {result.reason}"
+    return f"{result.stability.verdict.value}  accuracy {result.test.accuracy:.1%}"

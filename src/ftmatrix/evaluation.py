@@ -1,0 +1,203 @@
+"""Scoring a split: exact match of what greedy decoding writes, without generating what is already decided.
+
+Greedy decoding writes the gold label exactly when, under the gold prefix, the argmax at every label position is the
+gold token. One forward pass therefore decides every message; only the misses are then decoded, freely for the
+confusion matrix, and once more within the label set where the free answer is none of the labels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import nn
+from transformers import GenerationConfig
+
+from ftmatrix.data import INVALID, Message
+from ftmatrix.framing import Example, Framer, collate, label_logits
+from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
+from ftmatrix.settings import Evaluating
+from ftmatrix.training import autocast, move
+
+
+@dataclass(frozen=True)
+class GoldPass:
+    """What one forward pass under the gold prefix tells of a message; `nll` is the sum over its label tokens."""
+
+    hit: bool
+    nll: float
+    label_tokens: int
+
+
+class Evaluator:
+    """Scores messages with one model, framer and device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        framer: Framer,
+        *,
+        settings: Evaluating,
+        accelerator: Accelerator,
+        precision: Precision,
+    ) -> None:
+        self.model, self.framer, self.settings, self.accelerator = model, framer, settings, accelerator
+        self.autocast = autocast(accelerator, precision)
+
+    def nll(self, messages: Sequence[Message]) -> float:
+        """Mean negative log-likelihood in nats of the label tokens."""
+        return mean_nll(self.gold_pass(self.framer.frame(messages)))
+
+    @torch.no_grad()
+    def gold_pass(self, examples: Sequence[Example]) -> list[GoldPass]:
+        """Whether greedy decoding would write each label, and the label's negative log-likelihood, in order."""
+        self.model.eval()
+        passes: list[GoldPass | None] = [None] * len(examples)
+        for rows in self._batches([len(example) for example in examples]):
+            chosen = [examples[row] for row in rows]
+            with self.autocast:
+                logits, targets = label_logits(self.model, move(collate(chosen, self.framer.pad_id), self.accelerator))
+            nlls = nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
+            hits = (logits.argmax(-1) == targets).cpu()
+            lengths = [len(example.label) for example in chosen]
+            for row, nll, hit, length in zip(rows, nlls.split(lengths), hits.split(lengths), lengths, strict=True):
+                passes[row] = GoldPass(bool(hit.all()), float(nll.double().sum()), length)
+        return [gold for gold in passes if gold is not None]
+
+    def predict(self, messages: Sequence[Message]) -> tuple[list[Prediction], float]:
+        """The free and the constrained answer to every message, and the mean nats a label token."""
+        examples = self.framer.frame(messages)
+        golds = self.gold_pass(examples)
+        missed = [row for row, gold in enumerate(golds) if not gold.hit]
+        free = dict(zip(missed, self.generate([examples[row].prompt for row in missed]), strict=True))
+        canonical = set(self.framer.label_ids.values())
+        undecided = [row for row in missed if free[row] not in canonical]
+        constrained = dict(zip(undecided, self.choose([examples[row].prompt for row in undecided]), strict=True))
+        predictions = []
+        for row, (message, gold) in enumerate(zip(messages, golds, strict=True)):
+            read = message.label if gold.hit else self._read(free[row])
+            answer = read if read is not None else self.framer.text(free[row])
+            best = constrained[row] if row in constrained else str(read)
+            predictions.append(
+                Prediction(message.text, message.label, answer, best, read is not None, gold.nll / gold.label_tokens)
+            )
+        return predictions, mean_nll(golds)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Greedy decoding of each prompt, up to and with the end token where it comes in time."""
+        return self._decode(prompts, None)
+
+    def choose(self, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+        """Greedy decoding within the label set: the label of each prompt."""
+        label_of = {ids: label for label, ids in self.framer.label_ids.items()}
+        followers: dict[tuple[int, ...], list[int]] = {}
+        for ids in label_of:
+            for length in range(len(ids)):
+                allowed = followers.setdefault(ids[:length], [])
+                if ids[length] not in allowed:
+                    allowed.append(ids[length])
+        return [label_of[ids] for ids in self._decode(prompts, followers)]
+
+    @torch.no_grad()
+    def _decode(
+        self, prompts: Sequence[tuple[int, ...]], followers: dict[tuple[int, ...], list[int]] | None
+    ) -> list[tuple[int, ...]]:
+        self.model.eval()
+        answers: list[tuple[int, ...]] = [()] * len(prompts)
+        for rows in self._batches([len(prompt) for prompt in prompts]):
+            width = max(len(prompts[row]) for row in rows)
+            input_ids = torch.full((len(rows), width), self.framer.pad_id)
+            attention_mask = torch.zeros_like(input_ids)
+            for line, row in enumerate(rows):  # left padding: generation goes on at the right edge
+                input_ids[line, width - len(prompts[row]) :] = torch.tensor(prompts[row])
+                attention_mask[line, width - len(prompts[row]) :] = 1
+            with self.autocast:
+                written = self.model.generate(  # type: ignore[operator]
+                    input_ids=input_ids.to(self.accelerator.kind),
+                    attention_mask=attention_mask.to(self.accelerator.kind),
+                    generation_config=self._greedy(),
+                    prefix_allowed_tokens_fn=self._allowed(followers, width) if followers else None,
+                )
+            for row, ids in zip(rows, written[:, width:].tolist(), strict=True):
+                end = ids.index(self.framer.eos_id) + 1 if self.framer.eos_id in ids else len(ids)
+                answers[row] = tuple(ids[:end])
+        return answers
+
+    def _allowed(
+        self, followers: dict[tuple[int, ...], list[int]], width: int
+    ) -> Callable[[int, torch.Tensor], list[int]]:
+        finished = [self.framer.eos_id]
+        return lambda _, ids: followers.get(tuple(ids[width:].tolist()), finished)
+
+    def _greedy(self) -> GenerationConfig:
+        """Plain greedy decoding, whatever sampling the model's own generation config asks for."""
+        return GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.framer.longest_label,
+            eos_token_id=self.framer.eos_id,
+            pad_token_id=self.framer.pad_id,
+        )
+
+    def _read(self, ids: tuple[int, ...]) -> str | None:
+        """The label that a finished answer spells; an answer that never ended spells none."""
+        return self.framer.read(ids[:-1]) if ids and ids[-1] == self.framer.eos_id else None
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows in batches of similar length, so that little is padding."""
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        size = self.settings.batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def mean_nll(golds: Sequence[GoldPass]) -> float:
+    """Nats a label token over all messages."""
+    return sum(gold.nll for gold in golds) / sum(gold.label_tokens for gold in golds)
+
+
+def score(
+    split: str,
+    predictions: Sequence[Prediction],
+    *,
+    nll: float,
+    labels: Sequence[str],
+    common: frozenset[str],
+    pair: tuple[str, str] | None,
+) -> Evaluation:
+    """All figures of one split from its predictions; see `Evaluation` for what each means."""
+    gold = [prediction.label for prediction in predictions]
+    answered = [prediction.answer if prediction.valid else INVALID for prediction in predictions]
+    precision, recall, f1, support = precision_recall_fscore_support(
+        gold, answered, labels=list(labels), zero_division=0
+    )
+    matrix = confusion_matrix(gold, answered, labels=[*labels, INVALID])[: len(labels)]
+    on_common = [prediction.correct for prediction in predictions if prediction.label in common]
+    count = len(predictions)
+    return Evaluation(
+        split=split,
+        messages=count,
+        accuracy=sum(prediction.correct for prediction in predictions) / count,
+        accuracy_constrained=sum(prediction.constrained == prediction.label for prediction in predictions) / count,
+        accuracy_common=sum(on_common) / len(on_common) if on_common else float("nan"),
+        common_intents=len(common),
+        invalid_rate=sum(not prediction.valid for prediction in predictions) / count,
+        macro_f1=float(f1.mean()),
+        nll=nll,
+        intents=tuple(
+            IntentScore(label, float(p), float(r), float(f), int(s))
+            for label, p, r, f, s in zip(labels, precision, recall, f1, support, strict=True)
+        ),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in matrix),
+        pair=_pair_confusion(predictions, pair) if pair else None,
+        predictions=tuple(predictions),
+    )
+
+
+def _pair_confusion(predictions: Sequence[Prediction], pair: tuple[str, str]) -> PairConfusion:
+    errors = [prediction for prediction in predictions if prediction.label in pair and not prediction.correct]
+    crossed = sum(prediction.answer in pair for prediction in errors)
+    if not errors:
+        return PairConfusion(pair, 0, 0, None, None, None)
+    interval = binomtest(crossed, len(errors)).proportion_ci(0.95, method="wilson")
+    return PairConfusion(pair, len(errors), crossed, crossed / len(errors), float(interval.low), float(interval.high))

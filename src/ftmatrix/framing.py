@@ -1,0 +1,177 @@
+"""Classification as generation: prompt, label, end token, and the mask that keeps the loss on the label."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftmatrix.data import Message
+from ftmatrix.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100
+"""Label id of positions that carry no loss."""
+
+
+@dataclass
+class Framing:
+    """How a message becomes a prompt and a label becomes text."""
+
+    template: str = "{text}\nIntent:"
+    """The prompt; `{text}` stands for the message."""
+    spaces_for_underscores: bool = True
+    """Write card_arrival as "card arrival", which tokenises into words."""
+    max_length: int = 128
+    """Longest sequence in tokens, label included; longer messages are cut at their end, and counted."""
+
+    def check(self) -> None:
+        """Refuse bad settings.
+
+        Raises:
+            ConfigError: the template has no place for the message, or the length is too small.
+        """
+        if self.template.count("{text}") != 1:
+            raise ConfigError(f"framing.template={self.template!r}: must hold {{text}} exactly once")
+        if self.max_length < 16:
+            raise ConfigError(f"framing.max_length={self.max_length}: must be at least 16 tokens")
+
+    def label_text(self, label: str) -> str:
+        """What the model is to write for a label."""
+        return label.replace("_", " ") if self.spaces_for_underscores else label
+
+
+@dataclass(frozen=True)
+class Example:
+    """One framed message: `prompt` and `label` are token ids, the latter closed by the end token."""
+
+    prompt: tuple[int, ...]
+    label: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.label)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples. `labels` is `IGNORED` on prompt and padding; all three are (batch, length)."""
+
+    input_ids: "torch.Tensor"
+    attention_mask: "torch.Tensor"
+    labels: "torch.Tensor"
+
+
+class Framer:
+    """Frames messages for one tokenizer and label set, and reads answers back."""
+
+    def __init__(self, framing: Framing, tokenizer: "PreTrainedTokenizerFast", labels: Sequence[str]) -> None:
+        self.framing, self.tokenizer, self.labels = framing, tokenizer, tuple(labels)
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.truncated = 0
+        self._label_of_text: dict[str, str] = {}
+        for label in labels:
+            text = framing.label_text(label).strip()
+            if text in self._label_of_text:
+                other = self._label_of_text[text]
+                raise DataError(
+                    f"labels {other!r} and {label!r} both read {text!r}; set framing.spaces_for_underscores=false"
+                )
+            self._label_of_text[text] = label
+        self.label_ids = {label: self._encode_label(label) for label in labels}
+
+    @property
+    def longest_label(self) -> int:
+        """Tokens of the longest label, the end token included."""
+        return max(len(ids) for ids in self.label_ids.values())
+
+    def frame(self, messages: Sequence[Message]) -> list[Example]:
+        """One example a message, in order."""
+        prompts = self.prompts([message.text for message in messages])
+        return [
+            Example(tuple(prompt), self.label_ids[message.label])
+            for prompt, message in zip(prompts, messages, strict=True)
+        ]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The prompt's token ids of each text, cut so that every label still fits."""
+        room = self.framing.max_length - self.longest_label
+        encoded = self._encode_prompts(texts)
+        for index, ids in enumerate(encoded):
+            if len(ids) > room:
+                self.truncated += 1
+                encoded[index] = self._shortened(texts[index], len(ids) - room, room)
+        return encoded
+
+    def read(self, ids: Iterable[int]) -> str | None:
+        """The label that generated ids spell, or None where they spell none. Ids end before the end token."""
+        return self._label_of_text.get(self.text(ids))
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Generated ids as text."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _encode_label(self, label: str) -> tuple[int, ...]:
+        ids = self.tokenizer(" " + self.framing.label_text(label).strip(), add_special_tokens=False)["input_ids"]
+        if self.text(ids) != self.framing.label_text(label).strip():
+            raise DataError(
+                f"label {label!r}: this tokenizer can't write it (it reads back as {self.text(ids)!r}); rename it"
+            )
+        if len(ids) + 8 > self.framing.max_length:
+            raise DataError(
+                f"label {label!r} takes {len(ids)} tokens; raise framing.max_length={self.framing.max_length}"
+            )
+        return (*ids, self.eos_id)
+
+    def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        before, after = self.framing.template.split("{text}")
+        encoded = self.tokenizer([before + text + after for text in texts], return_attention_mask=False)["input_ids"]
+        return [ids[:-1] if ids and ids[-1] == self.eos_id else list(ids) for ids in encoded]
+
+    def _shortened(self, text: str, excess: int, room: int) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for kept in range(len(ids) - excess, -1, -1):
+            prompt = self._encode_prompts([self.tokenizer.decode(ids[:kept])])[0]
+            if len(prompt) <= room:
+                return prompt
+        raise ConfigError(
+            f"framing.max_length={self.framing.max_length}: the template alone doesn't fit beside the labels"
+        )
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Right-pad examples to the longest of the batch."""
+    import torch
+
+    length = max(len(example) for example in examples)
+    input_ids = torch.full((len(examples), length), pad_id)
+    attention_mask = torch.zeros((len(examples), length), dtype=torch.long)
+    labels = torch.full((len(examples), length), IGNORED)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt), len(example)
+        input_ids[row, :end] = torch.tensor(example.prompt + example.label)
+        attention_mask[row, :end] = 1
+        labels[row, start:end] = torch.tensor(example.label)
+    return Batch(input_ids, attention_mask, labels)
+
+
+def label_logits(model: "torch.nn.Module", batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Logits and targets of the label positions alone: (n, vocabulary) in float32 and (n,).
+
+    The hidden states of all other positions are dropped before the output layer, so that its cost follows the few
+    label tokens and not the whole batch; whatever the model does to its logits afterwards (soft-capping, scaling)
+    still happens.
+    """
+    targets = batch.labels[:, 1:]
+    wanted = targets != IGNORED  # (B, T - 1)
+
+    def keep_wanted(_: object, arguments: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
+        return (arguments[0][:, :-1][wanted],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)  # type: ignore[operator]
+    try:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits.float(), targets[wanted]

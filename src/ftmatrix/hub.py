@@ -1,0 +1,79 @@
+"""The Hugging Face hub: one call that downloads a snapshot, and every way it fails in one line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What to fetch: `revision` is a branch, tag or commit."""
+
+    id: str
+    revision: str = "main"
+    kind: Literal["model", "dataset"] = "model"
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository's files on this machine, and the commit that the revision resolved to."""
+
+    folder: Path
+    commit: str
+
+
+def download(repository: Repository, named: str, patterns: Sequence[str]) -> Snapshot:
+    """Fetch the files of a repository that match, or find them in the cache.
+
+    `named` is what the user typed (`model=gemma3-270m`); it starts every error message.
+
+    Raises:
+        ModelError or DataError: the hub can't be reached, or has no such repository or revision.
+        GatedError: a licence has to be accepted first.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    fail: type[FtmatrixError] = ModelError if repository.kind == "model" else DataError
+    page = f"{repository.kind} {repository.id} at revision {repository.revision}"
+    local = "model=local model.path=DIR" if repository.kind == "model" else "data.path=DIR"
+    try:
+        folder = snapshot_download(
+            repository.id,
+            repo_type=repository.kind,
+            revision=repository.revision,
+            allow_patterns=list(patterns),
+        )
+    except GatedRepoError as error:
+        raise GatedError(
+            f"{named}: {repository.id} is gated; accept its licence on its hub page with your account and log in "
+            f"(`hf auth login` or HF_TOKEN), or take a local copy with {local}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise fail(
+            f"{named}: the hub has no {repository.kind} {repository.id}, or hides it from you; or take {local}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise fail(f"{named}: {repository.id} has no revision {repository.revision!r}; or take {local}") from error
+    except LocalEntryNotFoundError as error:
+        licence = " (its licence must be accepted there)" if repository.gated else ""
+        raise fail(
+            f"{named}: {page} is neither in the cache nor reachable on the hub; connect this machine to the hub"
+            f"{licence}, or take a local copy with {local}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise fail(
+            f"{named}: {page} could not be fetched ({reason}); try again, or take a local copy with {local}"
+        ) from error
+    return Snapshot(Path(folder), Path(folder).name)

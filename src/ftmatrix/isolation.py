@@ -1,0 +1,182 @@
+"""One cell in a process of its own: its peak memory is true, and its death costs no other cell."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from ftmatrix.hardware import Device
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.records import CellResult, Outcome, Step
+
+if TYPE_CHECKING:
+    from ftmatrix.runner import CellRun
+
+REPORT_SECONDS = 0.5
+"""Steps are sent to the parent in batches, at most this long after the first of them."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """A running cell entered a phase: load, train or evaluate."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Optimizer steps that were done since the last report."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The cell's result; nothing follows."""
+
+    result: CellResult
+
+
+Event = Began | Stepped | Ended
+
+
+def warm_up(device: Device) -> None:
+    """Start the server that cells are forked from. It imports the heavy libraries once, while the caller goes on."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
+    preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if device is Device.cpu else [])]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    forkserver.ensure_running()
+
+
+class CellProcess:
+    """A cell that runs in a child. `connection` becomes readable when there is an event, or when the child is gone."""
+
+    def __init__(self, ready: ReadyCell) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.ready = ready
+        self.connection, theirs = context.Pipe(duplex=False)
+        self.phase = "starting"
+        self._process = context.Process(target=_main, args=(ready, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def receive(self) -> Event:
+        """The next event. The death of the child is one too: a result that says what killed it."""
+        try:
+            event: Event = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            event = Ended(self._died())
+        if isinstance(event, Began):
+            self.phase = event.phase
+        return event
+
+    def close(self) -> None:
+        """Wait for a child that has ended, and let go of its resources."""
+        self._process.join()
+        self._process.close()
+        self.connection.close()
+
+    def kill(self) -> None:
+        """End the child at once."""
+        self._process.kill()
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._process.pid
+
+    def _died(self) -> CellResult:
+        code = self._process.exitcode or 0
+        log = f"see {self.ready.log}"
+        if code >= 0:
+            return CellResult(Outcome.CRASHED, f"the process exited with code {code} while {self._doing()}; {log}")
+        name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            name += " (by hand, or because the machine ran out of memory)"
+        return CellResult(Outcome.CRASHED, f"the process died of {name} while {self._doing()}; {log}")
+
+    def _doing(self) -> str:
+        return {"load": "loading", "train": "training", "evaluate": "evaluating"}.get(self.phase, self.phase)
+
+
+def _main(ready: ReadyCell, connection: Connection) -> None:
+    """The child: run the cell, send what happens, leave log and files in the cell's folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    _die_with_parent()
+    shutil.rmtree(ready.folder, ignore_errors=True)  # what an earlier, broken run left
+    ready.folder.mkdir(parents=True)
+    log = os.open(ready.log, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from ftmatrix.runner import CellRun, failure
+
+    disable_progress_bar()
+    reporter = _Reporter(connection)
+    run: CellRun | None = None
+    try:
+        run = CellRun(ready, reporter)
+        result = _run(run, ready)
+    except BaseException as error:
+        traceback.print_exc()
+        result = failure(error, run)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reporter.flush()
+    connection.send(Ended(result))
+    connection.close()
+
+
+def _run(run: "CellRun", ready: ReadyCell) -> CellResult:
+    from ftmatrix.artifacts import write_facts, write_result
+
+    write_facts(ready, ready.folder)
+    trained = run.run()
+    write_result(ready, trained, ready.folder)
+    return trained.result
+
+
+class _Reporter:
+    """Sends phases at once and steps in batches, so that reporting costs a step nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.held: list[Step] = []
+        self.sent_at = time.monotonic()
+
+    def __call__(self, happened: object) -> None:
+        if isinstance(happened, Step):
+            self.held.append(happened)
+            if time.monotonic() - self.sent_at > REPORT_SECONDS:
+                self.flush()
+        else:
+            self.flush()
+            self.connection.send(Began(str(happened)))
+
+    def flush(self) -> None:
+        if self.held:
+            self.connection.send(Stepped(tuple(self.held)))
+        self.held = []
+        self.sent_at = time.monotonic()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies (Linux, prctl(2): PR_SET_PDEATHSIG = 1)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)

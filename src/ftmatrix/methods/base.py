@@ -1,0 +1,43 @@
+"""What a fine-tuning method has to answer."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from ftmatrix.hardware import Accelerator, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+@dataclass
+class Method:
+    """A way to adapt a pretrained causal LM. Subclasses override what differs from "load in the trained dtype"."""
+
+    name: str = MISSING
+    """What tables and run names call it."""
+
+    def check(self) -> None:
+        """Refuse bad settings.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+
+    def unsupported_on(self, accelerator: Accelerator) -> str | None:
+        """Why the method can't run on a device; None where it can."""
+        return None
+
+    def weights_dtype(self, precision: Precision) -> "torch.dtype":
+        """The dtype to load the base model's weights in."""
+        raise NotImplementedError
+
+    def quantization(self, precision: Precision) -> "BitsAndBytesConfig | None":
+        """How to quantise the base model while it loads; None leaves it as it is."""
+        return None
+
+    def adapt(self, model: "PreTrainedModel", precision: Precision) -> "torch.nn.Module":
+        """The model to train, with `requires_grad` set on exactly what the method trains."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""LoRA and its variants: low-rank adapters on all linear layers, over a plain or a quantised base."""
+
+import importlib.util
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ftmatrix.errors import ConfigError
+from ftmatrix.hardware import Accelerator, Device, Precision, dtype_of
+from ftmatrix.methods.base import Method
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+class Quantization(Enum):
+    """How the frozen base is stored. nf4: 4-bit NormalFloat with double quantisation (bitsandbytes)."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
+@dataclass
+class Lora(Method):
+    """Train low-rank adapters on every linear layer but the output layer; the base stays frozen.
+
+    References:
+        Hu et al. 2021, arXiv:2106.09685 (LoRA); Dettmers et al. 2023, arXiv:2305.14314 (QLoRA);
+        Liu et al. 2024, arXiv:2402.09353 (DoRA); Kalajdzievski 2023, arXiv:2312.03732 (rank-stabilised LoRA).
+    """
+
+    r: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / r (alpha / sqrt(r) with `rslora`). Fix it across a study: it rescales the rate."""
+    dropout: float = 0.0
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
+    rslora: bool = False
+    """Rank-stabilised scaling (rsLoRA)."""
+    quantize: Quantization = Quantization.none
+
+    def check(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"method.r={self.r}: the rank must be at least 1")
+        if self.alpha <= 0:
+            raise ConfigError(
+                f"method.alpha={self.alpha:g}: must be above 0 (alpha / r scales the adapters; try {2 * self.r})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"method.dropout={self.dropout:g}: must lie in [0, 1)")
+
+    def unsupported_on(self, accelerator: Accelerator) -> str | None:
+        if self.quantize is Quantization.none:
+            return None
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return "4-bit weights need bitsandbytes, which isn't installed (pip install bitsandbytes)"
+        if accelerator.device is Device.mps:
+            import torch
+
+            if torch.__version__ < (2, 9):
+                return f"4-bit weights on Apple MPS need torch 2.9 or newer; this is {torch.__version__}"
+        return None
+
+    def weights_dtype(self, precision: Precision) -> "torch.dtype":
+        return dtype_of(precision, trained=False)
+
+    def quantization(self, precision: Precision) -> "BitsAndBytesConfig | None":
+        if self.quantize is Quantization.none:
+            return None
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype_of(precision, trained=False),
+        )
+
+    def adapt(self, model: "PreTrainedModel", precision: Precision) -> "torch.nn.Module":
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        if self.quantize is Quantization.nf4:
+            _keep_arithmetic(model)
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=self.r,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules="all-linear",
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+        )
+        # PEFT freezes the base; its own upcast of half-precision adapters is what "mixed" means, and not what bf16 does
+        return get_peft_model(model, config, autocast_adapter_dtype=precision is not Precision.bf16)
+
+
+def _keep_arithmetic(model: "PreTrainedModel") -> None:
+    """Forbid bitsandbytes' CPU kernel for inference: it repacks the weights for good, computes in bfloat16 whatever
+    the precision, and refuses widths that aren't multiples of its block. Evaluation computes as training does.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,95 @@
+"""Command-line overrides: studies by name, and Hydra's errors as one line with the nearest valid name."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ftmatrix.config import Cell, config_folder, experiments_root
+from ftmatrix.data import SCHEMAS as DATA_SCHEMAS
+from ftmatrix.errors import ConfigError, nearest
+from ftmatrix.methods import SCHEMAS as METHOD_SCHEMAS
+
+GROUPS = ("method", "model", "data")
+
+
+def expand_experiment(arguments: Sequence[str]) -> list[str]:
+    """`experiment=NAME` as Hydra knows it: the grid of experiments/NAME.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    expanded = []
+    for argument in arguments:
+        key, _, name = argument.partition("=")
+        if key == "experiment":
+            if name not in (known := studies()):
+                raise ConfigError(f"experiment={name}: no such study; {nearest(name, known)}")
+            argument = f"+experiments={name}/grid"
+        expanded.append(argument)
+    return expanded
+
+
+def studies() -> dict[str, Path]:
+    """The studies by name: those of the working directory, then those of ftmatrix itself."""
+    found = [path.parent for root in (Path.cwd(), experiments_root()) for path in root.glob("experiments/*/grid.yaml")]
+    return {folder.name: folder for folder in reversed(found)}
+
+
+def options(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def keys() -> set[str]:
+    """Every key that some override may set, dotted."""
+    nested = {"method": tuple(METHOD_SCHEMAS.values()), "data": tuple(DATA_SCHEMAS.values())}
+    found = set(_dotted(Cell, ""))
+    for group, schemas in nested.items():
+        for schema in schemas:
+            found |= set(_dotted(schema, f"{group}."))
+    return found | {"experiment", "hydra.launcher.n_jobs"}
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """Hydra's refusal of a command, in one line: the value, the rule, the way out."""
+    said = " ".join(str(link) for link in _causes(error))
+    if found := re.search(r"Could not (?:override|append to config|delete from config)\.? '([^']+)'", said):
+        key = found[1]
+        return f"{key}: no such setting; {_nearest_keys(key)}"
+    if found := re.search(r"Could not find '([^'/]+)/([^']+)'", said):
+        return f"{found[1]}={found[2]}: no such {found[1]}; {nearest(found[2], options(found[1]))}"
+    if found := re.search(r"Could not load '([^'/]+)/([^']+)'", said):
+        return f"{found[1]}={found[2]}: no such {found[1]}; {nearest(found[2], options(found[1]))}"
+    if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '[^']+').*?full_key: (\S+)", said, re.DOTALL):
+        return f"{found[2]}: no such setting; {_nearest_keys(found[2])}"
+    if found := re.search(r"full_key: (\S+)", said):
+        last = str(_causes(error)[-1]).splitlines()[0]
+        return f"{found[1]}: {last}"
+    return " ".join(str(error).split())
+
+
+def _nearest_keys(key: str) -> str:
+    known = keys()
+    inner = {name for name in known if "." in key and name.startswith(key.partition(".")[0] + ".")}
+    top = {name.partition(".")[0] for name in known} | {name for name in known if "." not in name}
+    return nearest(key, inner or (top if "." not in key else known))
+
+
+def _dotted(schema: type, prefix: str) -> Iterator[str]:
+    for entry in dataclasses.fields(schema):
+        yield f"{prefix}{entry.name}"
+        if isinstance(entry.type, type) and dataclasses.is_dataclass(entry.type):
+            yield from _dotted(entry.type, f"{prefix}{entry.name}.")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain

@@ -1,0 +1,125 @@
+"""From typed cells to cells that can start: model found, data checked, device picked, identity known."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from ftmatrix.config import Cell, plain
+from ftmatrix.data import Dataset
+from ftmatrix.errors import FtmatrixError, UnsupportedError
+from ftmatrix.hardware import Accelerator, Device, Precision, pick
+from ftmatrix.models import Checkpoint
+from ftmatrix.records import CellResult
+
+SMALL_MODEL_PARAMETERS = 50_000_000
+"""Below this, more than one CPU thread costs more than it gives; side by side cells use the cores better."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class ReadyCell:
+    """A cell with everything it needs, small enough to send to another process."""
+
+    cell: Cell
+    checkpoint: Checkpoint
+    dataset: Dataset
+    accelerator: Accelerator
+    precision: Precision
+    precision_reason: str
+    threads: int
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's process leaves its log and files, on their way to the store."""
+        return Path(self.cell.work_dir).absolute() / "cells" / self.fingerprint
+
+    @property
+    def log(self) -> Path:
+        """What the cell's process prints."""
+        return self.folder / "log.txt"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.cell.training.steps(len(self.dataset.train))
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A cell that can't start, with the result that says why."""
+
+    cell: Cell
+    result: CellResult
+
+
+Prepared = ReadyCell | FailedCell
+
+
+class Shared:
+    """Finds what several cells share once; a failure is remembered and raised again."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, object] = {}
+
+    def __call__(self, find: Callable[[], Found], *key: object) -> Found:
+        name = f"{key}"
+        if name not in self._found:
+            try:
+                self._found[name] = find()
+            except FtmatrixError as error:
+                self._found[name] = error
+        found = self._found[name]
+        if isinstance(found, FtmatrixError):
+            raise found
+        return cast(Found, found)
+
+
+def prepare(cells: Sequence[Cell]) -> list[Prepared]:
+    """Prepare cells in order. Models and data sets that several cells share are found and read once."""
+    shared = Shared()
+    prepared: list[Prepared] = []
+    for cell in cells:
+        try:
+            prepared.append(_prepare(cell, shared))
+        except FtmatrixError as error:
+            prepared.append(FailedCell(cell, CellResult(error.outcome, str(error))))
+    return prepared
+
+
+def _prepare(cell: Cell, shared: Shared) -> ReadyCell:
+    accelerator = shared(lambda: pick(cell.device), "device", cell.device)
+    if unsupported := cell.method.unsupported_on(accelerator):
+        raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
+    checkpoint = shared(cell.model.locate, "model", plain(cell.model))
+    dataset = shared(cell.data.load, "data", plain(cell.data))
+    precision, reason = accelerator.suitable(cell.training.precision)
+    return ReadyCell(
+        cell,
+        checkpoint,
+        dataset,
+        accelerator,
+        precision,
+        reason,
+        threads=cell.threads or _threads(checkpoint),
+        fingerprint=cell.fingerprint(
+            data_digest=dataset.digest,
+            revision=checkpoint.revision,
+            device=accelerator.device,
+            precision=precision,
+        ),
+    )
+
+
+def default_jobs(cells: Sequence[ReadyCell]) -> int:
+    """How many cells to run side by side: as many as the cores allow on a CPU, one on an accelerator."""
+    if not cells or any(ready.accelerator.device is not Device.cpu for ready in cells):
+        return 1
+    return max(1, (os.cpu_count() or 1) // max(ready.threads for ready in cells))
+
+
+def _threads(checkpoint: Checkpoint) -> int:
+    return 1 if checkpoint.parameters < SMALL_MODEL_PARAMETERS else os.cpu_count() or 1

@@ -1,0 +1,186 @@
+"""The frozen facts that flow from a cell to its report, and their JSON."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+
+class Outcome(StrEnum):
+    """How a cell ended. Only `COMPLETED` has a result; every other outcome carries its reason."""
+
+    COMPLETED = "completed"
+    OUT_OF_MEMORY = "out of memory"
+    UNSUPPORTED = "unsupported"
+    GATED = "gated model"
+    MISSING_MODEL = "missing model"
+    BAD_DATA = "bad data"
+    CRASHED = "crashed"
+    INTERRUPTED = "interrupted"
+
+
+class Verdict(StrEnum):
+    """Stability of a completed run, from best to worst."""
+
+    STABLE = "stable"
+    SPIKY = "spiky"
+    COLLAPSED = "collapsed"
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    `loss` is the mean negative log-likelihood in nats over the step's label tokens, `grad_norm` the global L2 norm
+    before clipping, `tokens` the non-padding tokens, `seconds` device-synchronised wall time.
+    """
+
+    index: int
+    lr: float
+    loss: float
+    grad_norm: float
+    tokens: int
+    label_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PhasePeak:
+    """Peak memory of one phase. `counts` says what the bytes are; a peak that can't be known is None, never 0."""
+
+    phase: str
+    peak_bytes: int | None
+    counts: str
+    reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One message and its answers: `answer` is the freely generated text, `constrained` a member of the label set."""
+
+    text: str
+    label: str
+    answer: str
+    constrained: str
+    valid: bool
+    nll: float
+    """Mean negative log-likelihood in nats of the gold label's tokens."""
+
+    @property
+    def correct(self) -> bool:
+        return self.valid and self.answer == self.label
+
+
+@dataclass(frozen=True)
+class IntentScore:
+    """Figures of one intent; `support` counts its messages."""
+
+    intent: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class PairConfusion:
+    """Share of two intents' errors that fall on the other, with a 95 % Wilson interval (None without errors)."""
+
+    intents: tuple[str, str]
+    errors: int
+    crossed: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over one split. Rates and accuracies lie in [0, 1]; `nll` is nats a label token.
+
+    `confusion[i][j]` counts messages of intent i answered as intent j; the last column is "invalid".
+    """
+
+    split: str
+    messages: int
+    accuracy: float
+    accuracy_constrained: float
+    accuracy_common: float
+    common_intents: int
+    invalid_rate: float
+    macro_f1: float
+    nll: float
+    intents: tuple[IntentScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    pair: PairConfusion | None
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Verdict of a run, with what triggered it: a step (None: the end of the run), a series and its value.
+
+    `spike_score` is None where the run was too short for a trailing window.
+    """
+
+    verdict: Verdict
+    step: int | None = None
+    series: str | None = None
+    value: float | None = None
+    spike_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds spent apart; `setup` is everything before the first evaluation."""
+
+    setup: float
+    train: float
+    evaluate: float
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell came to. Every field but `outcome` and `reason` may be missing where the cell ended early."""
+
+    outcome: Outcome
+    reason: str | None = None
+    stability: Stability | None = None
+    val_nll_initial: float | None = None
+    validation: Evaluation | None = None
+    test: Evaluation | None = None
+    peaks: tuple[PhasePeak, ...] = ()
+    seconds: Durations | None = None
+    steps: int = 0
+    tokens_per_second: float | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    weight_bytes: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def peak(self, phase: str) -> PhasePeak | None:
+        """The peak of a phase: load, train or evaluate."""
+        return next((peak for peak in self.peaks if peak.phase == phase), None)
+
+
+Record = TypeVar("Record")
+
+
+def to_json(record: object) -> str:
+    """A record as JSON. Non-finite numbers are written as NaN and Infinity, by name."""
+    return json.dumps(dataclasses.asdict(record), indent=1)  # type: ignore[call-overload]
+
+
+def from_json(kind: type[Record], text: str) -> Record:
+    """The record that `to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: the text holds no such record.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_python(json.loads(text))

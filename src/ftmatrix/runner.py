@@ -1,0 +1,185 @@
+"""One cell, from its weights to its result."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+from ftmatrix.data import Message
+from ftmatrix.errors import FtmatrixError
+from ftmatrix.evaluation import Evaluator, score
+from ftmatrix.framing import Framer
+from ftmatrix.hardware import MemoryMeter, Stopwatch, seed_everything, use_threads
+from ftmatrix.models import load_model, load_tokenizer
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.records import CellResult, Durations, Evaluation, Outcome, Stability, Step
+from ftmatrix.stability import assess
+from ftmatrix.training import Trainer, weights_are_finite
+
+
+class Phase(StrEnum):
+    """What a running cell is doing."""
+
+    LOAD = "load"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+Emit = Callable[[Phase | Step], None]
+"""Called with each phase as it begins and each optimizer step as it is done."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a cell, and the model and framer behind it."""
+
+    result: CellResult
+    model: nn.Module
+    framer: Framer
+
+
+class CellRun:
+    """Runs one cell. `phase` is the present one, so that a failure can say where it happened."""
+
+    def __init__(self, ready: ReadyCell, emit: Emit) -> None:
+        self.ready, self.emit = ready, emit
+        self.phase = Phase.LOAD
+        use_threads(ready.threads)
+        self.meter = MemoryMeter(ready.accelerator)
+        self.watch = Stopwatch(ready.accelerator)
+
+    def run(self) -> Trained:
+        """Load, evaluate, train, evaluate again.
+
+        Raises:
+            FtmatrixError: the model or the data can't be used.
+            torch.OutOfMemoryError: memory ran out.
+        """
+        ready, cell = self.ready, self.ready.cell
+        seed_everything(cell.seed)
+        with self._part(Phase.LOAD, "setup"):
+            framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
+            model, weight_bytes = self._load()
+            examples = framer.frame(ready.dataset.train)
+            truncated = framer.truncated
+        evaluator = Evaluator(
+            model, framer, settings=cell.evaluation, accelerator=ready.accelerator, precision=ready.precision
+        )
+        with self._part(Phase.EVALUATE, "evaluate"):
+            nll_initial = evaluator.nll(ready.dataset.validation)
+        with self._part(Phase.TRAIN, "train"):
+            trainer = Trainer(
+                model,
+                examples,
+                settings=cell.training,
+                lr=cell.lr,
+                seed=cell.seed,
+                pad_id=framer.pad_id,
+                accelerator=ready.accelerator,
+                precision=ready.precision,
+            )
+            steps = []
+            for step in trainer.steps():
+                steps.append(step)
+                self.emit(step)
+            warmup = cell.training.warmup_steps(trainer.total_steps)
+            del trainer  # its optimizer state is no part of the evaluation's peak
+            gc.collect()
+        with self._part(Phase.EVALUATE, "evaluate"):
+            validation = self._evaluate(evaluator, "validation", ready.dataset.validation)
+            test = self._evaluate(evaluator, "test", ready.dataset.test)
+        seconds = self.watch.seconds
+        result = CellResult(
+            Outcome.COMPLETED,
+            stability=self._stability(steps, warmup, nll_initial, validation, model),
+            val_nll_initial=nll_initial,
+            validation=validation,
+            test=test,
+            peaks=tuple(self.meter.peaks),
+            seconds=Durations(seconds["setup"], seconds["train"], seconds["evaluate"]),
+            steps=len(steps),
+            tokens_per_second=sum(step.tokens for step in steps) / sum(step.seconds for step in steps),
+            parameters=ready.checkpoint.parameters,
+            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            weight_bytes=weight_bytes,
+            device=ready.accelerator.name,
+            precision=f"{ready.precision.value} ({ready.precision_reason})",
+            notes=self._notes(truncated),
+        )
+        return Trained(result, model, framer)
+
+    def _load(self) -> tuple[nn.Module, int]:
+        """The model that the method trains, and the bytes of the base weights under it."""
+        ready, method = self.ready, self.ready.cell.method
+        model = load_model(
+            ready.checkpoint,
+            dtype=method.weights_dtype(ready.precision),
+            device=ready.accelerator.kind,
+            quantization=method.quantization(ready.precision),
+            attention=ready.cell.model.attention,
+        )
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        return method.adapt(model, ready.precision), weight_bytes
+
+    def _evaluate(self, evaluator: Evaluator, split: str, messages: tuple[Message, ...]) -> Evaluation:
+        predictions, nll = evaluator.predict(messages)
+        data, dataset = self.ready.cell.data, self.ready.dataset
+        pair = (data.confusion_pair[0], data.confusion_pair[1]) if data.confusion_pair else None
+        common = dataset.common_intents(data.common_intents)
+        return score(split, predictions, nll=nll, labels=dataset.labels, common=common, pair=pair)
+
+    def _stability(
+        self, steps: list[Step], warmup: int, nll_initial: float, validation: Evaluation, model: nn.Module
+    ) -> Stability:
+        labels = Counter(message.label for message in self.ready.dataset.validation)
+        return assess(
+            steps,
+            warmup_steps=warmup,
+            nll_initial=nll_initial,
+            nll=validation.nll,
+            weights_finite=weights_are_finite(model),
+            accuracy=validation.accuracy,
+            majority_share=max(labels.values()) / labels.total(),
+        )
+
+    def _notes(self, truncated: int) -> tuple[str, ...]:
+        cut = f"{truncated} training message(s) cut to framing.max_length={self.ready.cell.framing.max_length} tokens"
+        return (*self.ready.dataset.notes, *([cut] if truncated else []))
+
+    @contextmanager
+    def _part(self, phase: Phase, part: str) -> Iterator[None]:
+        """A stretch that is timed and whose peak memory is kept."""
+        self.phase = phase
+        self.emit(phase)
+        with self.watch.part(part), self.meter.phase(phase.value):
+            yield
+
+
+def failure(error: BaseException, run: CellRun | None) -> CellResult:
+    """What an exception makes of its cell: an outcome, and a reason in one line."""
+    where = f"while {_doing(run.phase)}" if run else "while starting"
+    peaks = tuple(run.meter.peaks) if run else ()
+    if isinstance(error, FtmatrixError):
+        return CellResult(error.outcome, str(error), peaks=peaks)
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    if is_out_of_memory(error):
+        advice = "a smaller training.micro_batch_size or training.gradient_checkpointing=true keeps the same batch"
+        return CellResult(Outcome.OUT_OF_MEMORY, f"memory ran out {where} ({first}); {advice}", peaks=peaks)
+    return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first}", peaks=peaks)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )
+
+
+def _doing(phase: Phase) -> str:
+    return {Phase.LOAD: "loading", Phase.TRAIN: "training", Phase.EVALUATE: "evaluating"}[phase]

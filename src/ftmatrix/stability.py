@@ -1,0 +1,88 @@
+"""The verdict on one run: stable, spiky, collapsed or diverged, with what triggered it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from ftmatrix.records import Stability, Step, Verdict
+
+WINDOW_STEPS = 128
+"""Trailing steps that a value is held against."""
+LEAST_HISTORY_STEPS = 32
+"""A step with a shorter history is not judged; a run without any judged step has no spike score."""
+SPIKE_DEVIATIONS = 7.0
+"""Robust standard deviations above the trailing median that make a spike."""
+MAD_TO_DEVIATION = 1.4826
+"""Median absolute deviation to standard deviation, for a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A step that stands out: `value` is the raw loss or gradient norm."""
+
+    step: int
+    series: str
+    value: float
+
+
+def find_spikes(steps: Sequence[Step], *, warmup_steps: int) -> tuple[list[Spike], int]:
+    """Spikes in log-loss or log-gradient-norm, and how many steps were judged.
+
+    A step is judged against the median and MAD of up to `WINDOW_STEPS` finite steps before it; warm-up steps are
+    neither judged nor part of a window.
+
+    References:
+        OLMo 2 (2025), arXiv:2501.00656, section 3: spikes of 7 standard deviations over a trailing window; here on
+        a log scale and with robust estimates, because the raw loss of short runs gave false alarms.
+    """
+    after = [step for step in steps if step.index >= warmup_steps]
+    spikes: dict[int, Spike] = {}
+    judged: set[int] = set()
+    for series in ("loss", "grad_norm"):
+        values = numpy.array([getattr(step, series) for step in after], dtype=float)
+        finite = numpy.isfinite(values)
+        logs = numpy.log(numpy.where(finite & (values > 0), values, numpy.finfo(float).tiny))
+        for row, step in enumerate(after):
+            window = logs[max(0, row - WINDOW_STEPS) : row][finite[max(0, row - WINDOW_STEPS) : row]]
+            if len(window) < LEAST_HISTORY_STEPS or not finite[row]:
+                continue
+            judged.add(step.index)
+            median = numpy.median(window)
+            deviation = MAD_TO_DEVIATION * float(numpy.median(numpy.abs(window - median)))
+            if logs[row] > median + SPIKE_DEVIATIONS * deviation and deviation > 0:
+                spikes.setdefault(step.index, Spike(step.index, series, float(values[row])))
+    return sorted(spikes.values(), key=lambda spike: spike.step), len(judged)
+
+
+def assess(
+    steps: Sequence[Step],
+    *,
+    warmup_steps: int,
+    nll_initial: float,
+    nll: float,
+    weights_finite: bool,
+    accuracy: float,
+    majority_share: float,
+) -> Stability:
+    """The worst of what happened to a run.
+
+    `nll` and `nll_initial` are validation nats a label token after and before training, `accuracy` the validation
+    accuracy, `majority_share` what always answering the most frequent intent would score there.
+    """
+    spikes, judged = find_spikes(steps, warmup_steps=warmup_steps)
+    score = len(spikes) / judged if judged else None
+    for step in steps:
+        for series in ("loss", "grad_norm"):
+            if not math.isfinite(value := getattr(step, series)):
+                return Stability(Verdict.DIVERGED, step.index, series, value, score)
+    if not weights_finite:
+        return Stability(Verdict.DIVERGED, None, "weights", math.nan, score)
+    if not math.isfinite(nll) or nll >= nll_initial:
+        return Stability(Verdict.DIVERGED, None, "val_nll", nll, score)
+    if accuracy <= majority_share:
+        return Stability(Verdict.COLLAPSED, None, "accuracy", accuracy, score)
+    if spikes:
+        return Stability(Verdict.SPIKY, spikes[0].step, spikes[0].series, spikes[0].value, score)
+    return Stability(Verdict.STABLE, spike_score=score)

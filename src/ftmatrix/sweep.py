@@ -1,0 +1,173 @@
+"""A sweep: plan every cell, skip what is done, run the rest side by side, end with the table."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing.connection import Connection, wait
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from ftmatrix.config import Cell
+from ftmatrix.display import Display
+from ftmatrix.errors import ConfigError
+from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
+from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, default_jobs, prepare
+from ftmatrix.records import Outcome
+from ftmatrix.table import UNKNOWN, as_csv, as_text, comparison_table
+from ftmatrix.tracking import Row, RunWriter, Store, tracking_uri
+
+LINE_WIDTH = 160
+"""Columns of what is printed where there is no terminal to ask."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell and what the sweep will do with it. `done_run` is the run of an earlier, complete one."""
+
+    prepared: Prepared
+    done_run: str | None
+
+    @property
+    def fingerprint(self) -> str:
+        """The cell's identity; empty where it can't start."""
+        return self.prepared.fingerprint if isinstance(self.prepared, ReadyCell) else ""
+
+    @property
+    def action(self) -> str:
+        """What will happen, in a word or with its reason."""
+        if isinstance(self.prepared, FailedCell):
+            return f"{self.prepared.result.outcome.value}: {self.prepared.result.reason}"
+        return f"done (run {self.done_run[:8]})" if self.done_run else "run"
+
+
+def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | None]:
+    """Run the cells and print their comparison. Returns a row a cell; None each where only the plan was asked for.
+
+    Raises:
+        ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
+        KeyboardInterrupt: after the running cells were stopped and their runs closed.
+    """
+    console = Console() if sys.stdout.isatty() else Console(width=LINE_WIDTH)
+    first = cells[0]
+    for key, values in {
+        "study": {cell.study for cell in cells},
+        "tracking.uri": {cell.tracking.uri for cell in cells},
+    }.items():
+        if len(values) > 1:
+            raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(map(str, values))}); take one")
+    if n_jobs is not None and n_jobs < 1:
+        raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or null to choose by cores and cells")
+    store = Store(tracking_uri(first.tracking.uri), first.study)
+    planned = plan(cells, store)
+    if first.plan:
+        console.print(plan_table(planned))
+        return [None] * len(cells)
+    name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
+    waiting = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
+    done = sum(item.done_run is not None for item in planned)
+    if done:
+        console.print(
+            f"{done} of {len(planned)} cells are done already and are taken as they are (force=true runs them again)"
+        )
+    with store.sweep(name, len(planned)) as writer:
+        runs = [item.done_run or _record_failure(item.prepared, store, name) for item in planned]
+        started = _Scheduler(store, name, Display(console, len(waiting))).run(waiting, n_jobs or default_jobs(waiting))
+        rows = store.rows([run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)])
+        table = comparison_table(rows, title=f"{first.study}, sweep {name}")
+        writer.text("comparison.csv", as_csv(rows))
+        writer.text("comparison.txt", as_text(table))
+    console.print(table)
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        console.print(reason, style="red", highlight=False, markup=False)
+    console.print(f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` compares the runs.", highlight=False)
+    return list(rows)
+
+
+def plan(cells: Sequence[Cell], store: Store) -> list[Planned]:
+    """What a sweep over these cells would do."""
+    prepared = prepare(cells)
+    wanted = [ready.fingerprint for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force]
+    finished = store.finished(wanted)
+    return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
+
+
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """Every cell of a plan with what will happen to it."""
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("model", "method", "lr", "seed", "data", "steps", "action"):
+        table.add_column(name, justify="right" if name in ("lr", "seed", "steps") else "left")
+    for item in planned:
+        cell = item.prepared.cell
+        steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
+        axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
+        table.add_row(*axes, steps, item.action)
+    return table
+
+
+def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | None:
+    """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
+    if isinstance(prepared, ReadyCell):
+        return None
+    writer = store.start(prepared, sweep_name)
+    writer.finish(prepared.result)
+    return writer.run_id
+
+
+class _Scheduler:
+    """Keeps up to n cells running, and passes on what they report."""
+
+    def __init__(self, store: Store, sweep_name: str, display: Display) -> None:
+        self.store, self.sweep_name, self.display = store, sweep_name, display
+        self.running: dict[Connection, tuple[CellProcess, RunWriter]] = {}
+
+    def run(self, cells: Sequence[ReadyCell], jobs: int) -> dict[str, str]:
+        """Run every cell once; run ids by fingerprint."""
+        waiting = list({ready.fingerprint: ready for ready in cells}.values())
+        run_ids: dict[str, str] = {}
+        with self.display.live():
+            try:
+                while waiting or self.running:
+                    while waiting and len(self.running) < jobs:
+                        ready = waiting.pop(0)
+                        run_ids[ready.fingerprint] = self._start(ready)
+                    for connection in wait(list(self.running)):
+                        self._receive(cast(Connection, connection))
+            except BaseException:
+                self._stop()
+                raise
+        return run_ids
+
+    def _start(self, ready: ReadyCell) -> str:
+        warm_up(ready.accelerator.device)
+        writer = self.store.start(ready, self.sweep_name)
+        process = CellProcess(ready)
+        self.running[process.connection] = (process, writer)
+        self.display.began(ready)
+        return writer.run_id
+
+    def _receive(self, connection: Connection) -> None:
+        process, writer = self.running[connection]
+        match process.receive():
+            case Began(phase):
+                self.display.phase(process.ready, phase)
+            case Stepped(steps):
+                writer.steps(steps)
+                self.display.stepped(process.ready, steps)
+            case Ended(result):
+                del self.running[connection]
+                process.close()
+                writer.finish(result, process.ready.folder)
+                self.display.ended(process.ready, result)
+                if result.outcome is Outcome.COMPLETED:
+                    shutil.rmtree(process.ready.folder, ignore_errors=True)
+
+    def _stop(self) -> None:
+        """End every running cell and close its run."""
+        for process, writer in self.running.values():
+            process.kill()
+            writer.abandon("the sweep was stopped")
+        self.running.clear()

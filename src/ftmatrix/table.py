@@ -1,0 +1,132 @@
+"""The side-by-side table: a row a cell, as text for the terminal and as CSV."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ftmatrix.records import Outcome, Verdict
+from ftmatrix.tracking import Row
+
+UNKNOWN = "—"
+"""What stands where a figure isn't known."""
+
+VERDICT_STYLES = {
+    Verdict.STABLE: "green",
+    Verdict.SPIKY: "yellow",
+    Verdict.COLLAPSED: "red",
+    Verdict.DIVERGED: "bold red",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the comparison. `metric` is its name in the store."""
+
+    title: str
+    metric: str
+    show: Callable[[float], str]
+
+
+def percent(value: float) -> str:
+    """A rate as a percentage with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def mebibytes(value: float) -> str:
+    """Bytes as MiB."""
+    return f"{value / 2**20:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds, with a decimal while it says something."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+COLUMNS = (
+    Column("accuracy %", "accuracy", percent),
+    Column("in label set %", "accuracy_constrained", percent),
+    Column("invalid %", "invalid_rate", percent),
+    Column("macro-F1 %", "macro_f1", percent),
+    Column("val NLL", "val_nll", "{:.3f}".format),
+    Column("peak train MiB", "peak_bytes_train", mebibytes),
+    Column("train s", "seconds_train", seconds),
+    Column("trained params", "trainable_parameters", "{:,.0f}".format),
+)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by data, model, method, rate and seed, as a reader compares them."""
+    return sorted(rows, key=lambda row: (row.data, row.model, row.method, row.lr, row.seed))
+
+
+def comparison_table(rows: Sequence[Row], *, title: str) -> Table:
+    """The comparison for a terminal. The best accuracy of each model is bold; failures say why in their row."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name in ("model", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("lr", "seed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("outcome", overflow="fold", max_width=60)
+    for column in COLUMNS:
+        justify: Literal["right"] = "right"
+        table.add_column(column.title, justify=justify)
+    best = _best_accuracy(rows)
+    for row in in_order(rows):
+        figures = [
+            Text(_shown(row, column), style="bold" if column.metric == "accuracy" and _is_best(row, best) else "")
+            for column in COLUMNS
+        ]
+        table.add_row(row.model, row.method, f"{row.lr:g}", str(row.seed), _outcome(row), *figures)
+    return table
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The comparison as CSV: every metric of every row, empty where unknown."""
+    import pandas
+
+    axes = ["data", "model", "method", "lr", "seed", "outcome", "stability", "reason"]
+    records = [
+        {axis: getattr(row, axis) for axis in axes}
+        | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
+        | {"run_id": row.run_id}
+        for row in in_order(rows)
+    ]
+    return str(pandas.DataFrame.from_records(records).to_csv(index=False))
+
+
+def as_text(table: Table, *, width: int = 180) -> str:
+    """A table as plain text."""
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _outcome(row: Row) -> Text:
+    if row.outcome is Outcome.COMPLETED:
+        verdict = Verdict(row.stability) if row.stability else None
+        return Text(verdict.value if verdict else UNKNOWN, style=VERDICT_STYLES[verdict] if verdict else "")
+    return Text(f"{row.outcome.value}: {row.reason}" if row.reason else row.outcome.value, style="red")
+
+
+def _shown(row: Row, column: Column) -> str:
+    value = row.metric(column.metric)
+    return UNKNOWN if value is None else column.show(value)
+
+
+def _best_accuracy(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        accuracy = row.metric("accuracy")
+        if accuracy is not None:
+            best[row.data, row.model] = max(accuracy, best.get((row.data, row.model), 0.0))
+    return best
+
+
+def _is_best(row: Row, best: dict[tuple[str, str], float]) -> bool:
+    return row.metric("accuracy") == best.get((row.data, row.model), -1.0)

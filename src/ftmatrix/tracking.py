@@ -1,0 +1,315 @@
+"""MLflow: one experiment a study, one flat run a cell, one run for each sweep.
+
+Only the parent process writes here; children leave files and send events. Metrics travel in batches.
+"""
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftmatrix.config import Cell, flat, plain
+from ftmatrix.errors import ConfigError, nearest
+from ftmatrix.preparation import Prepared, ReadyCell
+from ftmatrix.records import CellResult, Evaluation, Outcome, Step
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+METRICS_A_BATCH = 1000
+"""The most that MLflow takes in one call."""
+HELD_STEPS = 150
+"""Steps that are held back for the next batch."""
+
+STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
+"""Fields of a step that become curves; in MLflow their names begin with `step/`."""
+
+
+def tracking_uri(configured: str | None) -> str:
+    """The store to use: as configured, else MLFLOW_TRACKING_URI, else a SQLite file in the working directory."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell as the store knows it: what a comparison table is made of. Metrics are named as in MLflow."""
+
+    run_id: str
+    method: str
+    model: str
+    data: str
+    lr: float
+    seed: int
+    outcome: Outcome
+    reason: str | None
+    stability: str | None
+    metrics: dict[str, float]
+
+    def metric(self, name: str) -> float | None:
+        """A metric, or None where the cell never came to it."""
+        return self.metrics.get(name)
+
+
+class Store:
+    """One MLflow experiment. The database is created here, in the parent, before any cell starts.
+
+    Raises:
+        ConfigError: with `create=False`, where the study has never been run.
+    """
+
+    def __init__(self, uri: str, study: str, *, create: bool = True) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module="mlflow")
+        from mlflow import MlflowClient
+
+        self.uri, self.study = uri, study
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None and not create:
+            known = [other.name for other in self.client.search_experiments()]
+            raise ConfigError(f"{study}: no such study in {uri}; {nearest(study, known)}")
+        self.experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(study)
+
+    def finished(self, fingerprints: Iterable[str]) -> dict[str, str]:
+        """Run ids of complete cells, by fingerprint; the newest where a cell was run again."""
+        wanted = set(fingerprints)
+        return {fingerprint: run.info.run_id for fingerprint, run in self._complete().items() if fingerprint in wanted}
+
+    def complete(self) -> list[Row]:
+        """Every complete cell of the study."""
+        return [_row(run) for run in self._complete().values()]
+
+    def rows(self, run_ids: Sequence[str]) -> list[Row]:
+        """The cells of these runs, in order."""
+        return [_row(self.client.get_run(run_id)) for run_id in run_ids]
+
+    def start(self, prepared: Prepared, sweep: str) -> "RunWriter":
+        """Open the run of a cell."""
+        cell = prepared.cell
+        run = self.client.create_run(self.experiment_id, run_name=cell.title, tags=_tags(prepared, sweep))
+        writer = RunWriter(self.client, run.info.run_id)
+        writer.parameters(cell)
+        if isinstance(prepared, ReadyCell):
+            writer.inputs(prepared)
+        return writer
+
+    @contextmanager
+    def sweep(self, name: str, cells: int) -> Iterator["SweepWriter"]:
+        """The run of the sweep itself, closed on the way out."""
+        tags = {"kind": "sweep", "sweep": name, "cells": str(cells)}
+        run = self.client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=tags)
+        try:
+            yield SweepWriter(self.client, run.info.run_id)
+        except BaseException:
+            self.client.set_terminated(run.info.run_id, "KILLED")
+            raise
+        self.client.set_terminated(run.info.run_id, "FINISHED")
+
+    def _complete(self) -> "dict[str, Run]":
+        found: dict[str, Run] = {}
+        for run in self._search("tags.kind = 'cell' AND tags.complete = 'true'"):
+            found.setdefault(run.data.tags["fingerprint"], run)
+        return found
+
+    def _search(self, query: str) -> "Iterator[Run]":
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], query, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+@dataclass(frozen=True)
+class SweepWriter:
+    """Writes the sweep's own run."""
+
+    client: "MlflowClient"
+    run_id: str
+
+    def text(self, name: str, text: str) -> None:
+        """Keep a text as an artifact."""
+        self.client.log_text(self.run_id, text, name)
+
+
+class RunWriter:
+    """Writes the run of one cell."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self._held: list[Step] = []
+
+    def parameters(self, cell: Cell) -> None:
+        """The resolved configuration as parameters, with the axes first."""
+        from mlflow.entities import Param
+
+        values = flat(plain(cell))
+        for left_out in ("tracking.uri", "tracking.sweep", "work_dir", "force", "plan", "data.path", "model.path"):
+            values.pop(left_out, None)
+        values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}
+        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in values.items()])
+
+    def inputs(self, ready: ReadyCell) -> None:
+        """The data set, as MLflow's input of the run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = ready.dataset.source if ready.cell.data.path is None else ready.cell.data.title
+        dataset = Dataset(
+            name=ready.cell.data.title,
+            digest=ready.dataset.digest[:36],
+            source_type="code",
+            source=source,
+            profile=f'{{"num_train": {len(ready.dataset.train)}, "num_validation": {len(ready.dataset.validation)}, '
+            f'"num_test": {len(ready.dataset.test)}, "num_intents": {len(ready.dataset.labels)}}}',
+        )
+        self.client.log_inputs(
+            self.run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
+
+    def steps(self, steps: Sequence[Step]) -> None:
+        """Keep steps for their curves; written when a batch is full, and at the end."""
+        self._held += steps
+        if len(self._held) >= HELD_STEPS:
+            self._flush()
+
+    def finish(self, result: CellResult, files: Path | None = None) -> None:
+        """Write the result and the cell's files, and close the run. Only then does the cell count as complete."""
+        self._flush()
+        if files is not None and files.is_dir():
+            self.client.log_artifacts(self.run_id, str(files))
+        self._metrics(result_metrics(result), step=result.steps)
+        self.client.set_tag(self.run_id, "outcome", result.outcome.value)
+        if result.reason:
+            self.client.set_tag(self.run_id, "reason", result.reason)
+        if result.stability:
+            self.client.set_tag(self.run_id, "stability", result.stability.verdict.value)
+            if result.stability.series:
+                at = "the end" if result.stability.step is None else f"step {result.stability.step}"
+                trigger = f"{result.stability.series}={result.stability.value:g} at {at}"
+                self.client.set_tag(self.run_id, "stability.trigger", trigger)
+        if result.notes:
+            self.client.set_tag(self.run_id, "notes", "; ".join(result.notes))
+        completed = result.outcome is Outcome.COMPLETED
+        if completed:
+            self.client.set_tag(self.run_id, "complete", "true")
+        self.client.set_terminated(self.run_id, "FINISHED" if completed else "FAILED")
+
+    def abandon(self, reason: str) -> None:
+        """Close the run of a cell that was stopped before it could end."""
+        self._flush()
+        self.client.set_tag(self.run_id, "outcome", Outcome.INTERRUPTED.value)
+        self.client.set_tag(self.run_id, "reason", reason)
+        self.client.set_terminated(self.run_id, "KILLED")
+
+    def _flush(self) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"step/{series}", _storable(getattr(step, series)), now, step.index)
+            for step in self._held
+            for series in STEP_SERIES
+        ]
+        self._held = []
+        for start in range(0, len(metrics), METRICS_A_BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+
+    def _metrics(self, values: dict[str, float], *, step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(name, _storable(value), now, step) for name, value in values.items()]
+        )
+
+
+def result_metrics(result: CellResult) -> dict[str, float]:
+    """The figures of a result under their names in MLflow. What is unknown is left out, never 0."""
+    values: dict[str, float | None] = {
+        "val_nll_initial": result.val_nll_initial,
+        "tokens_per_second": result.tokens_per_second,
+        "parameters": result.parameters,
+        "trainable_parameters": result.trainable_parameters,
+        "weight_bytes": result.weight_bytes,
+        "spike_score": result.stability.spike_score if result.stability else None,
+    }
+    for peak in result.peaks:
+        values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
+        values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
+    if result.seconds:
+        values |= {
+            "seconds_setup": result.seconds.setup,
+            "seconds_train": result.seconds.train,
+            "seconds_evaluate": result.seconds.evaluate,
+        }
+    if result.test:
+        values |= _evaluation_metrics(result.test, "")
+    if result.validation:
+        values |= _evaluation_metrics(result.validation, "val_")
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float | None]:
+    values: dict[str, float | None] = {
+        f"{prefix}{name}": getattr(evaluation, name)
+        for name in ("accuracy", "accuracy_constrained", "accuracy_common", "macro_f1", "invalid_rate", "nll")
+    }
+    if evaluation.pair:
+        values |= {f"{prefix}pair_share": evaluation.pair.share, f"{prefix}pair_errors": evaluation.pair.errors}
+    return values
+
+
+def _tags(prepared: Prepared, sweep: str) -> dict[str, str]:
+    cell = prepared.cell
+    tags = {
+        "kind": "cell",
+        "sweep": sweep,
+        "method": cell.method.name,
+        "model": cell.model.title,
+        "data": cell.data.title,
+        "lr": f"{cell.lr:g}",
+        "seed": str(cell.seed),
+    }
+    if isinstance(prepared, ReadyCell):
+        tags |= {
+            "fingerprint": prepared.fingerprint,
+            "model.revision": prepared.checkpoint.revision,
+            "data.digest": prepared.dataset.digest,
+            "device": prepared.accelerator.name,
+            "precision": prepared.precision.value,
+        }
+    return tags
+
+
+def _row(run: "Run") -> Row:
+    tags = run.data.tags
+    return Row(
+        run_id=run.info.run_id,
+        method=tags["method"],
+        model=tags["model"],
+        data=tags["data"],
+        lr=float(tags["lr"]),
+        seed=int(tags["seed"]),
+        outcome=Outcome(tags.get("outcome", Outcome.INTERRUPTED.value)),
+        reason=tags.get("reason"),
+        stability=tags.get("stability"),
+        metrics=dict(run.data.metrics),
+    )
+
+
+def _storable(value: float) -> float:
+    """Infinity as NaN, because MLflow stores it as 1.8e308, which reads like a number."""
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,119 @@
+"""The training loop: a generator of optimizer steps that knows nothing of methods, Hydra or MLflow."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ftmatrix.framing import Batch, Example, collate, label_logits
+from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.records import Step
+from ftmatrix.settings import Training
+
+
+class Trainer:
+    """A model with its optimizer and order of data. `steps()` trains, one optimizer step at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        *,
+        settings: Training,
+        lr: float,
+        seed: int,
+        pad_id: int,
+        accelerator: Accelerator,
+        precision: Precision,
+    ) -> None:
+        self.model, self.examples, self.settings = model, examples, settings
+        self.lr, self.seed, self.pad_id = lr, seed, pad_id
+        self.accelerator = accelerator
+        self.autocast = autocast(accelerator, precision)
+        self.total_steps = settings.steps(len(examples))
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in self.trained if parameter.ndim >= 2]
+        others = [parameter for parameter in self.trained if parameter.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+
+    def steps(self) -> Iterator[Step]:
+        """Train to the end, or to the first step whose loss or gradient isn't finite.
+
+        Such a step is yielded without being applied, and is the last: nothing after it could recover.
+        """
+        self.model.train()
+        if self.settings.gradient_checkpointing:
+            _recompute_activations(self.model)
+        index = 0
+        for epoch in range(self.settings.epochs):
+            for rows in self._order(epoch).split(self.settings.batch_size):
+                step = self._step(index, [self.examples[row] for row in rows.tolist()])
+                yield step
+                if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+                    return
+                index += 1
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The epoch's permutation: a function of (seed, epoch) alone, so the same for every method."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.examples), generator=generator)
+
+    def _step(self, index: int, examples: Sequence[Example]) -> Step:
+        started = time.perf_counter()
+        lr = self.settings.lr_at(index, self.total_steps, self.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        label_tokens = sum(len(example.label) for example in examples)
+        micro = self.settings.micro_batch_size or len(examples)
+        losses = []
+        for start in range(0, len(examples), micro):
+            batch = move(collate(examples[start : start + micro], self.pad_id), self.accelerator)
+            with self.autocast:
+                logits, targets = label_logits(self.model, batch)
+            loss = functional.cross_entropy(logits, targets, reduction="sum") / label_tokens
+            loss.backward()
+            losses.append(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.max_grad_norm or math.inf)
+        loss_value, norm_value = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.synchronize()
+        return Step(
+            index=index,
+            lr=lr,
+            loss=loss_value,
+            grad_norm=norm_value,
+            tokens=sum(len(example) for example in examples),
+            label_tokens=label_tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _recompute_activations(model: nn.Module) -> None:
+    """Turn gradient checkpointing on, by the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def autocast(accelerator: Accelerator, precision: Precision) -> torch.autocast:
+    """The arithmetic of a precision: bfloat16 autocast for mixed, none otherwise."""
+    return torch.autocast(accelerator.kind, torch.bfloat16, enabled=precision is Precision.mixed)
+
+
+def move(batch: Batch, accelerator: Accelerator) -> Batch:
+    """A batch on the device."""
+    kind = accelerator.kind
+    return Batch(batch.input_ids.to(kind), batch.attention_mask.to(kind), batch.labels.to(kind))
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether every trained weight is a finite number."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)

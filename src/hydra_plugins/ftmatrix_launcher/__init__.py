@@ -1,0 +1,76 @@
+"""What Hydra discovers: the launcher that runs cells, and the search path of experiments."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from ftmatrix.errors import CellFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
+
+
+class ExperimentsSearchPath(SearchPathPlugin):
+    """Finds experiments/NAME/grid.yaml in the working directory first, then among those of ftmatrix itself."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from ftmatrix.config import experiments_root
+
+        for folder in (Path.cwd(), experiments_root()):
+            if (folder / "experiments").is_dir():
+                search_path.append("ftmatrix-experiments", f"file://{folder}")
+
+
+class CellLauncher(Launcher):
+    """Composes every cell of the grid first, then hands them all to `ftmatrix.sweep`."""
+
+    def __init__(self, n_jobs: int | None) -> None:
+        self.n_jobs = n_jobs
+
+    def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: "Sequence[Sequence[str]]", initial_job_idx: int) -> "Sequence[JobReturn]":
+
+        from ftmatrix.config import cell_from
+        from ftmatrix.records import Outcome
+        from ftmatrix.sweep import sweep
+
+        load = self.hydra_context.config_loader.load_sweep_config
+        cells = [cell_from(load(self.config, list(overrides))) for overrides in job_overrides]
+        returns = []
+        for row in sweep(cells, n_jobs=self.n_jobs):
+            if row is None or row.outcome is Outcome.COMPLETED:
+                figure = None if row is None else row.metric("val_accuracy")  # what a searching sweeper maximises
+                returns.append(JobReturn(status=JobStatus.COMPLETED, _return_value=figure))
+            else:
+                returns.append(_Failed(row.reason))
+        return returns
+
+
+class _Failed(JobReturn):
+    """A cell without a result. The sweeper learns of it when it reads the value, after all cells have run."""
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__(status=JobStatus.FAILED)
+        self.reason = reason
+
+    @property
+    def return_value(self) -> Any:
+        raise CellFailedError(self.reason)
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="cells",
+    node={"_target_": f"{__name__}.CellLauncher", "n_jobs": None},
+    provider="ftmatrix",
+)

@@ -1,0 +1,120 @@
+"""Evaluation: equal to `generate`, within the label set, and scored as defined."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from ftmatrix.data import INVALID, Message
+from ftmatrix.evaluation import Evaluator, score
+from ftmatrix.framing import Framer
+from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.records import Prediction
+from ftmatrix.settings import Evaluating, Training
+from ftmatrix.training import Trainer
+
+
+@pytest.fixture(scope="module")
+def models(model_folders: dict[str, Path], tokenizer: Any, messages: tuple[Message, ...], cpu: Accelerator) -> Any:
+    """The same architecture untrained, and trained for long enough to get most messages right."""
+    from ftmatrix.framing import Framing
+
+    framer = Framer(Framing(), tokenizer, sorted({message.label for message in messages}))
+    untrained = AutoModelForCausalLM.from_pretrained(model_folders["gemma"], dtype=torch.float32)
+    trained = AutoModelForCausalLM.from_pretrained(model_folders["gemma"], dtype=torch.float32)
+    trainer = Trainer(
+        trained,
+        framer.frame(messages[:96]),
+        settings=Training(epochs=12),
+        lr=3e-3,
+        seed=0,
+        pad_id=framer.pad_id,
+        accelerator=cpu,
+        precision=Precision.fp32,
+    )
+    for _ in trainer.steps():
+        pass
+    return {"untrained": untrained, "trained": trained}
+
+
+def evaluator(model: Any, framer: Framer, cpu: Accelerator) -> Evaluator:
+    return Evaluator(model, framer, settings=Evaluating(batch_size=16), accelerator=cpu, precision=Precision.fp32)
+
+
+@pytest.mark.parametrize("kind", ["untrained", "trained"])
+def test_exact_match_equals_generate(
+    kind: str, models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
+    held_out = messages[96:]
+    predictions, _ = evaluator(models[kind], framer, cpu).predict(held_out)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=framer.longest_label, eos_token_id=framer.eos_id, pad_token_id=framer.pad_id
+    )
+    correct = []
+    for message in held_out:  # one at a time: no padding, no batch, nothing shared with what is tested
+        prompt = torch.tensor(framer.prompts([message.text]))
+        written = models[kind].generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+        )[0, prompt.shape[1] :].tolist()
+        ended = framer.eos_id in written
+        correct.append(ended and framer.read(written[: written.index(framer.eos_id)]) == message.label)
+    assert [prediction.correct for prediction in predictions] == correct
+    assert sum(correct) == 0 if kind == "untrained" else sum(correct) > len(correct) // 2
+
+
+def test_misses_carry_what_was_written(models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]) -> None:
+    predictions, _ = evaluator(models["untrained"], framer, cpu).predict(messages[96:112])
+    assert not any(prediction.valid for prediction in predictions)
+    assert all(prediction.constrained in framer.labels for prediction in predictions)
+
+
+def test_constrained_decoding_takes_the_best_allowed_token_each_step(
+    models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
+    model = models["untrained"]
+    prompts = [tuple(ids) for ids in framer.prompts([message.text for message in messages[96:104]])]
+    chosen = evaluator(model, framer, cpu).choose(prompts)
+    for prompt, label in zip(prompts, chosen, strict=True):
+        written: tuple[int, ...] = ()
+        while written not in framer.label_ids.values():
+            allowed = sorted({ids[len(written)] for ids in framer.label_ids.values() if ids[: len(written)] == written})
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + written])).logits[0, -1]
+            written += (max(allowed, key=lambda token: logits[token].item()),)
+        assert framer.label_ids[label] == written
+
+
+def test_nll_doesnt_depend_on_the_batch(
+    models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
+    one = Evaluator(models["trained"], framer, settings=Evaluating(batch_size=1), accelerator=cpu, precision=Precision.fp32)
+    many = evaluator(models["trained"], framer, cpu)
+    assert one.nll(messages[96:128]) == pytest.approx(many.nll(messages[96:128]), rel=1e-5)
+
+
+def prediction(label: str, answer: str | None) -> Prediction:
+    return Prediction("text", label, answer or "nonsense", answer or "a", answer is not None, 0.5)
+
+
+def test_figures_of_hand_made_predictions() -> None:
+    made = [prediction(*pair) for pair in [("a", "a"), ("a", "b"), ("a", None), ("b", "b"), ("b", "a"), ("c", "c")]]
+    evaluation = score("test", made, nll=0.5, labels=["a", "b", "c"], common=frozenset("a"), pair=("a", "b"))
+    assert evaluation.accuracy == pytest.approx(3 / 6)
+    assert evaluation.invalid_rate == pytest.approx(1 / 6)
+    assert evaluation.accuracy_common == pytest.approx(1 / 3)
+    assert evaluation.confusion == ((1, 1, 0, 1), (1, 1, 0, 0), (0, 0, 1, 0))
+    gold, answered = ["a", "a", "a", "b", "b", "c"], ["a", "b", INVALID, "b", "a", "c"]
+    expected = f1_score(gold, answered, labels=["a", "b", "c"], average="macro", zero_division=0)
+    assert evaluation.macro_f1 == pytest.approx(expected)
+    assert evaluation.pair is not None
+    assert (evaluation.pair.errors, evaluation.pair.crossed) == (3, 2)
+    assert evaluation.pair.low is not None
+    assert evaluation.pair.low < 2 / 3 < (evaluation.pair.high or 0)
+
+
+def test_an_unfinished_answer_is_wrong_even_if_it_spells_the_label() -> None:
+    unfinished = Prediction("text", "a", "a", "a", valid=False, nll=0.5)
+    assert not unfinished.correct

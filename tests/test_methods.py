@@ -1,0 +1,150 @@
+"""Methods: what each trains, what it leaves alone, and what merging gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from ftmatrix.data import Message
+from ftmatrix.errors import ConfigError
+from ftmatrix.framing import Framer, collate
+from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
+from ftmatrix.models import Checkpoint, load_model
+from ftmatrix.settings import Training
+from ftmatrix.training import Trainer
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "full": lambda: FullFineTuning(name="full"),
+    "lora": lambda: Lora(name="lora"),
+    "qlora": lambda: Lora(name="qlora", quantize=Quantization.nf4),
+    "dora": lambda: Lora(name="dora", dora=True),
+    "rslora": lambda: Lora(name="rslora", rslora=True),
+}
+
+
+def adapted(method: Method, folder: Path, precision: Precision = Precision.fp32) -> Any:
+    torch.manual_seed(0)
+    model = load_model(
+        Checkpoint(folder, "test", 0),
+        dtype=method.weights_dtype(precision),
+        device="cpu",
+        quantization=method.quantization(precision),
+    )
+    return method.adapt(model, precision)
+
+
+def train(model: Any, framer: Framer, messages: tuple[Message, ...], cpu: Accelerator) -> None:
+    trainer = Trainer(
+        model,
+        framer.frame(messages[:48]),
+        settings=Training(epochs=2, weight_decay=0.1),
+        lr=1e-2,
+        seed=0,
+        pad_id=framer.pad_id,
+        accelerator=cpu,
+        precision=Precision.fp32,
+    )
+    steps = list(trainer.steps())
+    assert steps[-1].loss < steps[0].loss
+
+
+def copied(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("architecture", ["gemma", "llama"])
+def test_a_method_changes_what_it_trains_and_nothing_else(
+    name: str,
+    architecture: str,
+    model_folders: dict[str, Path],
+    framer: Framer,
+    messages: tuple[Message, ...],
+    cpu: Accelerator,
+) -> None:
+    model = adapted(METHODS[name](), model_folders[architecture])
+    before = copied(model)
+    train(model, framer, messages, cpu)
+    changed = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+    if name == "full":
+        assert changed == set(before)
+    else:
+        adapters = {key for key in before if "lora_" in key}
+        assert changed == adapters
+        layers = {key.split(".lora_A")[0] for key in adapters if ".lora_A" in key}
+        assert len(layers) == 2 * 7  # q, k, v, o, gate, up and down of two layers; never the output layer
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "rslora"])
+def test_merged_adapters_give_the_same_logits(
+    name: str, model_folders: dict[str, Path], framer: Framer, messages: tuple[Message, ...], cpu: Accelerator
+) -> None:
+    model = adapted(METHODS[name](), model_folders["gemma"])
+    train(model, framer, messages, cpu)
+    model.eval()
+    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    with torch.no_grad():
+        apart = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        merged = model.merge_and_unload()
+        together = merged(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(apart, together, atol=1e-4, rtol=1e-4)
+
+
+def test_qlora_freezes_a_base_in_nf4(model_folders: dict[str, Path]) -> None:
+    model = adapted(METHODS["qlora"](), model_folders["llama"])
+    quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    assert len(quantised) == 2 * 7
+    for module in quantised:
+        assert module.weight.quant_type == "nf4"
+        assert module.weight.quant_state.nested, "double quantisation"
+        assert not module.weight.requires_grad
+    assert not isinstance(model.get_output_embeddings(), Linear4bit)
+
+
+def test_evaluation_leaves_a_quantised_base_as_it_is(
+    model_folders: dict[str, Path], framer: Framer, messages: tuple[Message, ...]
+) -> None:
+    model = adapted(METHODS["qlora"](), model_folders["gemma"])
+    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    kept = [module.weight.data.clone() for module in model.modules() if isinstance(module, Linear4bit)]
+    with torch.no_grad():
+        training = model.train()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        evaluating = model.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(training, evaluating)
+    now = [module.weight.data for module in model.modules() if isinstance(module, Linear4bit)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("precision", "full", "base", "adapter"),
+    [
+        (Precision.fp32, torch.float32, torch.float32, torch.float32),
+        (Precision.mixed, torch.float32, torch.bfloat16, torch.float32),
+        (Precision.bf16, torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_precision_means_the_same_for_every_method(
+    precision: Precision,
+    full: torch.dtype,
+    base: torch.dtype,
+    adapter: torch.dtype,
+    model_folders: dict[str, Path],
+) -> None:
+    model = adapted(METHODS["full"](), model_folders["gemma"], precision)
+    assert {parameter.dtype for parameter in model.parameters()} == {full}
+    model = adapted(METHODS["lora"](), model_folders["gemma"], precision)
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in model.parameters()}
+    assert kinds == {(True, adapter), (False, base)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"r": 0}, "rank must be at least 1"), ({"alpha": 0.0}, "must be above 0"), ({"dropout": 1.0}, r"in \[0, 1\)")],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Lora(name="lora", **settings).check()
