@@ -84,7 +84,7 @@ def test_a_number_that_isnt_finite_ends_training_and_isnt_applied(
 ) -> None:
     model = fresh(model_folders)
     if planted == "loss":
-        model.register_forward_hook(lambda module, inputs, output: output.logits.mul_(float("nan")))
+        model.lm_head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     else:
         model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
     steps = list(trainer(model, framer, messages, cpu).steps())

@@ -67,8 +67,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '[^']+').*?full_key: (\S+)", said, re.DOTALL):
         return f"{found[2]}: no such setting; {_nearest_keys(found[2])}"
     if found := re.search(r"full_key: (\S+)", said):
-        last = str(_causes(error)[-1]).splitlines()[0]
-        return f"{found[1]}: {last}"
+        refusals = [link for link in _causes(error) if isinstance(link, OmegaConfBaseException)]
+        return f"{found[1]}: {str(refusals[0]).splitlines()[0]}"
     return " ".join(str(error).split())
 
 

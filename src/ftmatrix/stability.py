@@ -8,7 +8,7 @@ import numpy
 
 from ftmatrix.records import Stability, Step, Verdict
 
-WINDOW_STEPS = 128
+WINDOW_STEPS = 64
 """Trailing steps that a value is held against."""
 LEAST_HISTORY_STEPS = 32
 """A step with a shorter history is not judged; a run without any judged step has no spike score."""

@@ -17,7 +17,7 @@ from ftmatrix.errors import ConfigError
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, default_jobs, prepare
 from ftmatrix.records import Outcome
-from ftmatrix.table import UNKNOWN, as_csv, as_text, comparison_table
+from ftmatrix.table import UNKNOWN, as_csv, as_text, comparison_table, failures
 from ftmatrix.tracking import Row, RunWriter, Store, tracking_uri
 
 LINE_WIDTH = 160
@@ -81,9 +81,10 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
         writer.text("comparison.csv", as_csv(rows))
         writer.text("comparison.txt", as_text(table))
     console.print(table)
-    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-        console.print(reason, style="red", highlight=False, markup=False)
-    console.print(f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` compares the runs.", highlight=False)
+    for line in failures(rows):
+        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` compares the runs."
+    console.print(recorded, highlight=False, soft_wrap=True)
     return list(rows)
 
 

@@ -1,6 +1,7 @@
 """The side-by-side table: a row a cell, as text for the terminal and as CSV."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,13 +67,13 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def comparison_table(rows: Sequence[Row], *, title: str) -> Table:
-    """The comparison for a terminal. The best accuracy of each model is bold; failures say why in their row."""
+    """The comparison for a terminal. The best accuracy of each model is bold; failures have their outcome."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for name in ("model", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("lr", "seed"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("outcome", overflow="fold", max_width=60)
+    table.add_column("outcome", no_wrap=True)
     for column in COLUMNS:
         justify: Literal["right"] = "right"
         table.add_column(column.title, justify=justify)
@@ -84,6 +85,12 @@ def comparison_table(rows: Sequence[Row], *, title: str) -> Table:
         ]
         table.add_row(row.model, row.method, f"{row.lr:g}", str(row.seed), _outcome(row), *figures)
     return table
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A line for every reason that cells have no result, with how many cells it stopped."""
+    reasons = Counter(row.reason for row in rows if row.reason)
+    return [reason if count == 1 else f"{reason} ({count} cells)" for reason, count in reasons.items() if reason]
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -111,7 +118,7 @@ def _outcome(row: Row) -> Text:
     if row.outcome is Outcome.COMPLETED:
         verdict = Verdict(row.stability) if row.stability else None
         return Text(verdict.value if verdict else UNKNOWN, style=VERDICT_STYLES[verdict] if verdict else "")
-    return Text(f"{row.outcome.value}: {row.reason}" if row.reason else row.outcome.value, style="red")
+    return Text(row.outcome.value, style="red")
 
 
 def _shown(row: Row, column: Column) -> str:

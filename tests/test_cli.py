@@ -1,0 +1,117 @@
+"""The command as a user types it, in a process of its own: what it prints, and its exit code."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ftmatrix.cli import run
+
+OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": "/nonexistent/hub"}
+"""A hub that answers no call, and an empty cache."""
+
+
+def ftmatrix(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from ftmatrix.cli import main; main()", *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_grid_ends_with_its_table(tmp_path: Path, data_folder: Path) -> None:
+    arguments = ("method=full,lora", "lr=1e-3", "data=csv", f"data.path={data_folder}", "training.epochs=1")
+    done = ftmatrix("-m", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.split()[:2] == ["pocket-1m", "full"] for line in lines) == 1
+    assert sum(line.split()[:2] == ["pocket-1m", "lora"] for line in lines) == 1
+    assert "sqlite:///mlflow.db" in lines[-1]
+    assert done.stderr == ""
+    assert (tmp_path / "mlflow.db").exists()
+    started = time.monotonic()
+    again = ftmatrix("-m", *arguments, folder=tmp_path)
+    assert again.returncode == 0
+    assert "2 of 2 cells are done already" in again.stdout
+    assert "start " not in again.stdout
+    assert time.monotonic() - started < 120
+    report = ftmatrix("report", "ftmatrix", folder=tmp_path)
+    assert report.returncode == 0
+    assert report.stdout.count("pocket-1m") == 2
+
+
+def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) -> None:
+    done = ftmatrix("model=gemma3-270m", "data=banking77", folder=tmp_path, **OFFLINE)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("model=gemma3-270m")]
+    for said in ("google/gemma-3-270m", "reachable", "licence", "model=local model.path=DIR"):
+        assert said in line
+    assert any(line.split()[:2] == ["gemma3-270m", "full"] for line in done.stdout.splitlines())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lr=abc"], "lr: Value 'abc' of type 'str' could not be converted to Float"),
+        (["lr=5"], "lr=5: a learning rate must lie in (0, 1]"),
+        (["lrr=1e-3"], "lrr: no such setting; did you mean 'lr'?"),
+        (["trainig.epochs=3"], "trainig.epochs: no such setting; did you mean 'training.epochs'?"),
+        (["training.epoch=3"], "training.epoch: no such setting; did you mean 'training.epochs'?"),
+        (["training.epochs=1.5"], "training.epochs: Value '1.5' of type 'float' could not be converted to Integer"),
+        (["training.precision=fp16"], "training.precision: Invalid value 'fp16', expected one of"),
+        (["training.schedule=cosin"], "training.schedule: Invalid value 'cosin'"),
+        (["method=lorra"], "method=lorra: no such method; did you mean 'lora'?"),
+        (["model=gemma-270m"], "model=gemma-270m: no such model; did you mean 'gemma3-270m'?"),
+        (["data=banking"], "data=banking: no such data; did you mean 'banking77'?"),
+        (["method.rank=8", "method=lora"], "method.rank: no such setting"),
+        (["method.r=8", "method=full"], "method.r: no such setting"),
+        (["experiment=pocke"], "experiment=pocke: no such study; did you mean 'pocket'?"),
+        (["model=local"], "model=local needs model.path=DIR"),
+        (["lr"], "lr"),
+        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: must be at least 1"),
+        (["report", "nothing"], "nothing: no such study"),
+        (["report", "a", "b"], "takes one study at most"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    streams = capsys.readouterr()
+    assert said in streams.err
+    assert streams.err.startswith("ftmatrix: ")
+    assert streams.err.count("\n") == 1
+    assert not streams.out
+    assert not list(tmp_path.glob(".ftmatrix/cells"))
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    said = capsys.readouterr().out
+    for word in ("full", "qlora", "gemma3-270m", "banking77", "model=local", "experiment=", "Exit code"):
+        assert word in said
+
+
+def test_help_and_errors_wait_for_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from ftmatrix.cli import run; codes = [run(['--help']), run(['method=lorra']), run(['lr=5'])];"
+        "heavy = {'torch', 'transformers', 'mlflow', 'peft', 'sklearn'} & set(sys.modules); sys.exit(str((codes, heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "([0, 2, 2], set())"
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTMATRIX_TRACEBACK", "1")
+    with pytest.raises(Exception, match="lr=5"):
+        run(["lr=5"])

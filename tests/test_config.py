@@ -1,0 +1,146 @@
+"""Configuration: every YAML composes, every range is checked, and identity holds what decides a result."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ftmatrix.config import Cell, cell_from, config_folder, experiments_root
+from ftmatrix.errors import ConfigError
+from ftmatrix.hardware import Device, Precision
+from ftmatrix.methods import FullFineTuning, Lora, Quantization
+from ftmatrix.overrides import GROUPS, expand_experiment, options, studies
+
+MakeCell = Callable[..., Cell]
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
+def test_every_yaml_composes(choice: str, make_cell: MakeCell) -> None:
+    needed = ["model.path=."] if choice == "model=local" else ["model.hub_id=a/b"] if choice == "model=hub" else []
+    cell = make_cell(choice, *needed)
+    group, name = choice.split("=")
+    assert getattr(cell, group).name == name
+
+
+@pytest.mark.parametrize("name", list(studies()))
+def test_every_study_composes_and_each_of_its_axes_does(name: str, hydra_config: Callable[..., Any]) -> None:
+    config = hydra_config(f"experiment={name}")
+    assert config.hydra.mode.name == "MULTIRUN"
+    for axis, values in config.hydra.sweeper.params.items():
+        for value in str(values).split(","):
+            cell_from(hydra_config(f"experiment={name}", f"{axis}={value}"))
+
+
+def test_no_yaml_holds_what_no_field_reads() -> None:
+    for path in config_folder().rglob("*.yaml"):
+        if path.name != "config.yaml":
+            keys = set(OmegaConf.load(path)) - {"defaults"}  # type: ignore[arg-type]
+            assert "name" in keys, path
+
+
+def test_methods_are_their_own_strategies(make_cell: MakeCell) -> None:
+    assert isinstance(make_cell("method=full").method, FullFineTuning)
+    qlora = make_cell("method=qlora", "method.r=4").method
+    assert isinstance(qlora, Lora)
+    assert (qlora.quantize, qlora.r) == (Quantization.nf4, 4)
+
+
+@pytest.mark.parametrize("spelling", ["1e-4", "0.0001", "1.0e-4"])
+def test_a_rate_is_a_number_however_it_is_spelt(spelling: str, make_cell: MakeCell) -> None:
+    assert make_cell(f"lr={spelling}").lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lr=0", r"lr=0: a learning rate must lie in \(0, 1\]"),
+        ("lr=-1e-4", "lr=-0.0001"),
+        ("lr=nan", "lr=nan"),
+        ("lr=7", "lr=7"),
+        ("seed=-1", "seed=-1: must lie in"),
+        ("threads=0", "threads=0: must be at least 1"),
+        ("study=a/b", "study='a/b': use letters"),
+        ("model.attention=flash", "model.attention=flash: available"),
+        ("evaluation.batch_size=0", "evaluation.batch_size=0"),
+        ("framing.max_length=2", "framing.max_length=2"),
+    ],
+)
+def test_values_out_of_range_are_refused(override: str, said: str, make_cell: MakeCell) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        make_cell(override)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_local_model_needs_its_path(make_cell: MakeCell) -> None:
+    with pytest.raises(ConfigError, match="model=local needs model.path=DIR"):
+        make_cell("model=local")
+
+
+def identity(cell: Cell, **changed: Any) -> str:
+    facts = {"data_digest": "d", "revision": "r", "device": Device.cpu, "precision": Precision.fp32}
+    return cell.fingerprint(**(facts | changed))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lr=2e-3",
+        "seed=1",
+        "method=lora",
+        "training.epochs=4",
+        "training.schedule=cosine",
+        "training.warmup_fraction=0",
+        "framing.max_length=64",
+        "data.common_intents=3",
+        "threads=2",
+    ],
+)
+def test_what_decides_a_result_is_in_the_fingerprint(override: str, make_cell: MakeCell) -> None:
+    assert identity(make_cell(override)) != identity(make_cell())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study=other",
+        "work_dir=/tmp/elsewhere",
+        "tracking.uri=sqlite:///other.db",
+        "tracking.sweep=monday",
+        "save_model=true",
+        "force=true",
+        "plan=true",
+        "evaluation.batch_size=8",
+        "hydra.launcher.n_jobs=2",
+        "data.path=/somewhere",
+    ],
+)
+def test_what_doesnt_decide_it_is_not(override: str, make_cell: MakeCell) -> None:
+    assert identity(make_cell(override)) == identity(make_cell())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"data_digest": "e"}, {"revision": "s"}, {"device": Device.cuda}, {"precision": Precision.bf16}],
+)
+def test_content_device_and_precision_are_in_the_fingerprint(changed: dict[str, Any], make_cell: MakeCell) -> None:
+    assert identity(make_cell(), **changed) != identity(make_cell())
+
+
+def test_methods_of_equal_settings_are_the_same_cell_whatever_their_name(make_cell: MakeCell) -> None:
+    assert identity(make_cell("method=qlora")) == identity(make_cell("method=lora", "method.quantize=nf4"))
+    assert identity(make_cell("method=qlora")) != identity(make_cell("method=lora"))
+
+
+def test_an_unknown_study_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="experiment=pockte: no such study; did you mean 'pocket'"):
+        expand_experiment(["experiment=pockte"])
+
+
+def test_a_study_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "experiments" / "mine").mkdir(parents=True)
+    (tmp_path / "experiments" / "mine" / "grid.yaml").write_text("# @package _global_\nstudy: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert {"mine", "pocket"} <= set(studies())
+    assert (experiments_root() / "experiments" / "pocket" / "grid.yaml").exists()

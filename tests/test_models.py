@@ -1,0 +1,100 @@
+"""Models: what is refused before it is loaded, and what the hub's failures say."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
+from ftmatrix.hub import Repository, download
+from ftmatrix.models import PACKAGED, Model
+
+POCKET = PACKAGED / "pocket-1m"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(POCKET, tmp_path / "model"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as refused:
+        Model(name="local", path=str(folder)).locate()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_packaged_model_is_located_with_its_size() -> None:
+    checkpoint = Model(name="pocket-1m").locate()
+    assert checkpoint.parameters == 1_181_536
+    assert len(checkpoint.revision) == 40
+
+
+def test_a_digest_follows_the_content_and_not_the_place(folder: Path) -> None:
+    here = Model(name="local", path=str(folder)).locate()
+    assert here.revision == Model(name="pocket-1m").locate().revision
+    config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Model(name="local", path=str(folder)).locate().revision != here.revision
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert "is no folder" in refusal(tmp_path / "none")
+
+
+def test_a_folder_without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "no config.json" in refusal(folder)
+
+
+def test_a_folder_without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer" in refusal(folder)
+
+
+def test_pickled_weights_are_never_loaded(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weights": [1.0]}))
+    assert "pickled weights are never loaded" in refusal(folder)
+
+
+@pytest.mark.parametrize("kept", [3, 100, 20_000, 2_000_000])
+def test_truncated_weights(kept: int, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert any(word in refusal(folder) for word in ("truncated", "not a safetensors file"))
+
+
+def answered(kind: type[Exception], said: str) -> Exception:
+    """A hub's refusal without the HTTP response that its class asks for."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, said)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "expected", "said"),
+    [
+        (answered(hub_errors.LocalEntryNotFoundError, "offline"), "model", ModelError, "neither in the cache nor reachable"),
+        (answered(hub_errors.LocalEntryNotFoundError, "offline"), "dataset", DataError, "data.path=DIR"),
+        (answered(hub_errors.GatedRepoError, "403"), "model", GatedError, "accept its licence"),
+        (answered(hub_errors.RepositoryNotFoundError, "404"), "model", ModelError, "the hub has no model"),
+        (answered(hub_errors.RevisionNotFoundError, "404"), "model", ModelError, "no revision 'main'"),
+        (answered(hub_errors.HfHubHTTPError, "500 Server Error"), "model", ModelError, "500 Server Error"),
+        (OSError("No space left on device"), "model", ModelError, "No space left on device"),
+    ],
+)
+def test_a_hubs_failure_is_one_line_with_a_way_out(
+    error: Exception, kind: str, expected: type[FtmatrixError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(expected) as refused:
+        download(Repository("owner/name", kind=kind), "model=x", ("*.json",))  # type: ignore[arg-type]
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,206 @@
+"""Sweeps in this process with real cells in processes of their own, and a real MLflow store."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ftmatrix.sweep
+from ftmatrix.config import Cell
+from ftmatrix.errors import ConfigError
+from ftmatrix.framing import collate
+from ftmatrix.isolation import Began, CellProcess, Event
+from ftmatrix.records import CellResult, Outcome, from_json
+from ftmatrix.sweep import sweep
+from ftmatrix.tracking import Row
+
+QuickCell = Callable[..., Cell]
+
+
+def rows_of(cells: list[Cell], **options: Any) -> list[Row]:
+    rows = sweep(cells, **options)
+    assert all(row is not None for row in rows)
+    return [row for row in rows if row is not None]
+
+
+def client(cell: Cell) -> MlflowClient:
+    return MlflowClient(tracking_uri=str(cell.tracking.uri))
+
+
+def losses(cell: Cell, row: Row) -> list[float]:
+    history = client(cell).get_metric_history(row.run_id, "step/loss")
+    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+
+
+@pytest.fixture
+def three_methods(quick_cell: QuickCell) -> list[Cell]:
+    return [quick_cell(f"method={method}", "lr=3e-3") for method in ("full", "lora", "qlora")]
+
+
+@pytest.fixture
+def finished(three_methods: list[Cell]) -> tuple[list[Cell], list[Row]]:
+    return three_methods, rows_of(three_methods, n_jobs=1)
+
+
+def test_a_sweep_records_every_cell_side_by_side(finished: tuple[list[Cell], list[Row]], tmp_path: Path) -> None:
+    cells, rows = finished
+    assert [row.method for row in rows] == ["full", "lora", "qlora"]
+    for cell, row in zip(cells, rows, strict=True):
+        assert row.outcome is Outcome.COMPLETED
+        assert 0 <= row.metrics["accuracy"] <= 1
+        assert row.metrics["peak_bytes_train"] > 2**20
+        assert row.metrics["seconds_train"] > 0
+        run = client(cell).get_run(row.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.info.run_name == f"{cell.method.name} pocket-1m lr=0.003 seed=0"
+        assert run.data.params["training.epochs"] == "1"
+        assert run.data.tags["model.revision"] == run.data.tags["model.revision"].lower()
+        assert run.inputs.dataset_inputs[0].dataset.name == cell.data.title
+        assert len(losses(cell, row)) == -(-86 // 16)
+        files = {file.path for file in client(cell).list_artifacts(row.run_id)}
+        assert files >= {
+            "config.yaml", "environment.json", "result.json", "predictions.csv", "intents.csv", "confusion.csv",
+            "confusion.png", "log.txt",
+        }  # fmt: skip
+        downloaded = Path(client(cell).download_artifacts(row.run_id, "result.json", str(tmp_path)))
+        result = from_json(CellResult, downloaded.read_text())
+        assert result.test is not None
+        assert result.test.accuracy == row.metrics["accuracy"]
+        predictions = pandas.read_csv(client(cell).download_artifacts(row.run_id, "predictions.csv", str(tmp_path)))
+        assert predictions["correct"].mean() == pytest.approx(row.metrics["accuracy"])
+    store = client(cells[0])
+    experiment = store.get_experiment_by_name("ftmatrix")
+    (swept,) = store.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    assert swept.info.status == "FINISHED"
+    table = pandas.read_csv(store.download_artifacts(swept.info.run_id, "comparison.csv", str(tmp_path)))
+    assert sorted(table["method"]) == ["full", "lora", "qlora"]
+
+
+def test_what_is_done_is_taken_as_it_is_and_only_the_new_runs(
+    quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = rows_of([quick_cell("lr=1e-3")])
+    capsys.readouterr()
+    second = rows_of([quick_cell("lr=1e-3"), quick_cell("lr=2e-3")])
+    said = capsys.readouterr().out
+    assert "1 of 2 cells are done already" in said
+    assert second[0].run_id == first[0].run_id
+    forced = rows_of([quick_cell("lr=1e-3", "force=true")])
+    assert forced[0].run_id != first[0].run_id
+    assert forced[0].metrics["val_nll"] == first[0].metrics["val_nll"]
+
+
+def test_losses_dont_depend_on_the_process_or_on_what_runs_beside(quick_cell: QuickCell) -> None:
+    cells = [quick_cell(f"method={method}", f"lr={lr}") for method in ("full", "qlora") for lr in ("1e-3", "2e-3")]
+    alone = [losses(cell, row) for cell, row in zip(cells, rows_of(cells, n_jobs=1), strict=True)]
+    forced = [quick_cell(f"method={cell.method.name}", f"lr={cell.lr}", "force=true") for cell in cells]
+    beside = [losses(cell, row) for cell, row in zip(forced, rows_of(forced, n_jobs=3), strict=True)]
+    assert alone == beside
+
+
+def test_peak_memory_doesnt_depend_on_what_ran_before(quick_cell: QuickCell) -> None:
+    def peak(rows: list[Row], row: int) -> float:
+        return rows[row].metrics["peak_bytes_train"]
+
+    long = "training.batch_size=64"
+    first = rows_of([quick_cell("lr=1e-3"), quick_cell("lr=1e-3", long)], n_jobs=1)
+    after = rows_of([quick_cell("lr=1e-3", long, "force=true"), quick_cell("lr=1e-3", "force=true")], n_jobs=1)
+    assert peak(first, 1) > 1.05 * peak(first, 0)
+    assert peak(first, 0) == pytest.approx(peak(after, 1), rel=0.05)
+    assert peak(first, 1) == pytest.approx(peak(after, 0), rel=0.05)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
+    signal_number: signal.Signals, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doomed(CellProcess):
+        """Dies by a signal as it begins to train."""
+
+        def receive(self) -> Event:
+            event = super().receive()
+            if event == Began("train") and self.ready.cell.lr == 2e-3:
+                assert self.pid is not None
+                os.kill(self.pid, signal_number)
+            return event
+
+    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Doomed)
+    cells = [quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3", "3e-3")]
+    rows = rows_of(cells, n_jobs=2)
+    assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.CRASHED, Outcome.COMPLETED]
+    assert signal_number.name in (rows[1].reason or "")
+    assert "training" in (rows[1].reason or "")
+    assert client(cells[1]).get_run(rows[1].run_id).info.status == "FAILED"
+    monkeypatch.undo()
+    again = rows_of(cells)
+    assert [row.outcome for row in again] == [Outcome.COMPLETED] * 3
+    assert [again[0].run_id, again[2].run_id] == [rows[0].run_id, rows[2].run_id]
+
+
+def test_an_unreachable_model_and_bad_data_are_rows_beside_the_good_ones(
+    quick_cell: QuickCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [
+        quick_cell("lr=1e-3"),
+        quick_cell("model=local", f"model.path={tmp_path / 'nothing'}"),
+        quick_cell(f"data.path={tmp_path / 'nowhere'}"),
+    ]
+    rows = rows_of(cells)
+    assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.MISSING_MODEL, Outcome.BAD_DATA]
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'nothing'} is no folder" in said
+    assert "no such folder" in said
+    assert {client(cells[0]).get_run(row.run_id).info.status for row in rows[1:]} == {"FAILED"}
+
+
+def test_a_plan_shows_every_cell_and_runs_none(quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]) -> None:
+    rows_of([quick_cell("lr=1e-3")])
+    capsys.readouterr()
+    cells = [quick_cell("plan=true", lr) for lr in ("lr=1e-3", "lr=2e-3")]
+    cells.append(quick_cell("plan=true", "model=local", "model.path=/no/such"))
+    assert sweep(cells) == [None, None, None]
+    said = capsys.readouterr().out
+    assert "done (run" in said
+    assert "missing model" in said
+    store = client(cells[0])
+    experiment = store.get_experiment_by_name("ftmatrix")
+    assert len(store.search_runs([experiment.experiment_id], "tags.kind = 'cell'")) == 1
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_saved_weights_load_again_and_answer_alike(method: str, quick_cell: QuickCell, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from ftmatrix.data import Message
+    from ftmatrix.framing import Framer, Framing
+    from ftmatrix.models import PACKAGED
+
+    cell = quick_cell(f"method={method}", "lr=3e-3", "save_model=true")
+    (row,) = rows_of([cell])
+    folder = client(cell).download_artifacts(row.run_id, "model", str(tmp_path))
+    if method == "full":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(PACKAGED / "pocket-1m", dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, folder)
+    predictions = pandas.read_csv(client(cell).download_artifacts(row.run_id, "predictions.csv", str(tmp_path)))
+    framer = Framer(Framing(), AutoTokenizer.from_pretrained(folder), sorted(set(predictions["label"])))
+    for text, label, nll in predictions[["text", "label", "label_nll"]].head(5).itertuples(index=False):
+        batch = collate(framer.frame([Message(text, label)]), framer.pad_id)
+        with torch.no_grad():
+            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        assert loss.item() == pytest.approx(nll, rel=1e-3)
+
+
+def test_cells_of_different_studies_are_no_sweep(quick_cell: QuickCell) -> None:
+    with pytest.raises(ConfigError, match="study differs between the cells"):
+        sweep([quick_cell("study=a"), quick_cell("study=b")])
+    with pytest.raises(ConfigError, match="n_jobs=0: must be at least 1"):
+        sweep([quick_cell()], n_jobs=0)
