@@ -104,7 +104,8 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_and_errors_wait_for_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from ftmatrix.cli import run; codes = [run(['--help']), run(['method=lorra']), run(['lr=5'])];"
-        "heavy = {'torch', 'transformers', 'mlflow', 'peft', 'sklearn'} & set(sys.modules); sys.exit(str((codes, heavy)))"
+        "heavy = {'torch', 'transformers', 'mlflow', 'peft', 'sklearn'} & set(sys.modules);"
+        "sys.exit(str((codes, heavy)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "([0, 2, 2], set())"

@@ -36,7 +36,7 @@ def test_every_study_composes_and_each_of_its_axes_does(name: str, hydra_config:
 def test_no_yaml_holds_what_no_field_reads() -> None:
     for path in config_folder().rglob("*.yaml"):
         if path.name != "config.yaml":
-            keys = set(OmegaConf.load(path)) - {"defaults"}  # type: ignore[arg-type]
+            keys = set(OmegaConf.load(path)) - {"defaults"}
             assert "name" in keys, path
 
 
@@ -74,12 +74,12 @@ def test_values_out_of_range_are_refused(override: str, said: str, make_cell: Ma
 
 
 def test_a_local_model_needs_its_path(make_cell: MakeCell) -> None:
-    with pytest.raises(ConfigError, match="model=local needs model.path=DIR"):
+    with pytest.raises(ConfigError, match=r"model=local needs model.path=DIR"):
         make_cell("model=local")
 
 
 def identity(cell: Cell, **changed: Any) -> str:
-    facts = {"data_digest": "d", "revision": "r", "device": Device.cpu, "precision": Precision.fp32}
+    facts: dict[str, Any] = {"data_digest": "d", "revision": "r", "device": Device.cpu, "precision": Precision.fp32}
     return cell.fingerprint(**(facts | changed))
 
 

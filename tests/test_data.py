@@ -54,7 +54,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
         CsvFolder(name="csv", path="/no/such").load()
     with pytest.raises(DataError, match=r"no train.csv"):
         CsvFolder(name="csv", path=str(tmp_path)).load()
-    with pytest.raises(DataError, match="needs data.path=DIR"):
+    with pytest.raises(DataError, match=r"needs data.path=DIR"):
         CsvFolder(name="csv").load()
 
 
@@ -111,7 +111,9 @@ def test_validation_is_cut_stratified_and_seeded() -> None:
 
 @pytest.mark.parametrize("size", [3, 7, 20, 150, 151, 500])
 def test_a_subset_has_its_size_and_keeps_proportions(size: int) -> None:
-    messages = tuple(Message(f"m{i}", label) for label, count in {"a": 100, "b": 50, "c": 1}.items() for i in range(count))
+    messages = tuple(
+        Message(f"m{i}", label) for label, count in {"a": 100, "b": 50, "c": 1}.items() for i in range(count)
+    )
     subset = stratified_subset(messages, size, seed=0)
     assert len(subset) == min(size, 151)
     counts = Counter(message.label for message in subset)
@@ -146,7 +148,8 @@ def test_the_packaged_intents_keep_their_promises() -> None:
 def test_the_packaged_files_are_what_their_phrases_make() -> None:
     import yaml
 
-    from ftmatrix.data.authoring import PACKAGED, build
+    from ftmatrix.data.authoring import build
+    from ftmatrix.data.pocket import PACKAGED
 
     made = build(yaml.safe_load((PACKAGED / "phrases.yaml").read_text()))
     kept = Pocket(name="pocket").read()

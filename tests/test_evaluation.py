@@ -56,16 +56,22 @@ def test_exact_match_equals_generate(
     correct = []
     for message in held_out:  # one at a time: no padding, no batch, nothing shared with what is tested
         prompt = torch.tensor(framer.prompts([message.text]))
-        written = models[kind].generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
-        )[0, prompt.shape[1] :].tolist()
+        written = (
+            models[kind]
+            .generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)[
+                0, prompt.shape[1] :
+            ]
+            .tolist()
+        )
         ended = framer.eos_id in written
         correct.append(ended and framer.read(written[: written.index(framer.eos_id)]) == message.label)
     assert [prediction.correct for prediction in predictions] == correct
     assert sum(correct) == 0 if kind == "untrained" else sum(correct) > len(correct) // 2
 
 
-def test_misses_carry_what_was_written(models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]) -> None:
+def test_misses_carry_what_was_written(
+    models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
     predictions, _ = evaluator(models["untrained"], framer, cpu).predict(messages[96:112])
     assert not any(prediction.valid for prediction in predictions)
     assert all(prediction.constrained in framer.labels for prediction in predictions)
@@ -90,7 +96,9 @@ def test_constrained_decoding_takes_the_best_allowed_token_each_step(
 def test_nll_doesnt_depend_on_the_batch(
     models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
 ) -> None:
-    one = Evaluator(models["trained"], framer, settings=Evaluating(batch_size=1), accelerator=cpu, precision=Precision.fp32)
+    one = Evaluator(
+        models["trained"], framer, settings=Evaluating(batch_size=1), accelerator=cpu, precision=Precision.fp32
+    )
     many = evaluator(models["trained"], framer, cpu)
     assert one.nll(messages[96:128]) == pytest.approx(many.nll(messages[96:128]), rel=1e-5)
 

@@ -76,7 +76,7 @@ def test_labels_that_read_the_same_are_refused(tokenizer: Any) -> None:
 
 
 def test_a_label_longer_than_the_sequence_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="raise framing.max_length=16"):
+    with pytest.raises(DataError, match=r"raise framing.max_length=16"):
         Framer(Framing(max_length=16), tokenizer, ["a very long label that goes on and on for ever", "short"])
 
 

@@ -64,7 +64,19 @@ def test_every_module_has_a_layer() -> None:
 
 def test_command_line_imports_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "peft", "mlflow", "pandas", "sklearn", "matplotlib"}
-    light = {"cli", "overrides", "config", "settings", "framing", "models", "methods", "data", "hub", "hardware", "errors"}
+    light = {
+        "cli",
+        "overrides",
+        "config",
+        "settings",
+        "framing",
+        "models",
+        "methods",
+        "data",
+        "hub",
+        "hardware",
+        "errors",
+    }
     for path in modules():
         if room(path) in light:
             top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
@@ -99,6 +99,7 @@ def test_qlora_freezes_a_base_in_nf4(model_folders: dict[str, Path]) -> None:
     quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert len(quantised) == 2 * 7
     for module in quantised:
+        assert isinstance(module.weight, Params4bit)
         assert module.weight.quant_type == "nf4"
         assert module.weight.quant_state.nested, "double quantisation"
         assert not module.weight.requires_grad

@@ -78,7 +78,12 @@ def answered(kind: type[Exception], said: str) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind", "expected", "said"),
     [
-        (answered(hub_errors.LocalEntryNotFoundError, "offline"), "model", ModelError, "neither in the cache nor reachable"),
+        (
+            answered(hub_errors.LocalEntryNotFoundError, "offline"),
+            "model",
+            ModelError,
+            "neither in the cache nor reachable",
+        ),
         (answered(hub_errors.LocalEntryNotFoundError, "offline"), "dataset", DataError, "data.path=DIR"),
         (answered(hub_errors.GatedRepoError, "403"), "model", GatedError, "accept its licence"),
         (answered(hub_errors.RepositoryNotFoundError, "404"), "model", ModelError, "the hub has no model"),

@@ -62,6 +62,7 @@ def test_a_sweep_records_every_cell_side_by_side(finished: tuple[list[Cell], lis
         assert run.info.run_name == f"{cell.method.name} pocket-1m lr=0.003 seed=0"
         assert run.data.params["training.epochs"] == "1"
         assert run.data.tags["model.revision"] == run.data.tags["model.revision"].lower()
+        assert run.inputs is not None
         assert run.inputs.dataset_inputs[0].dataset.name == cell.data.title
         assert len(losses(cell, row)) == -(-86 // 16)
         files = {file.path for file in client(cell).list_artifacts(row.run_id)}
@@ -76,7 +77,7 @@ def test_a_sweep_records_every_cell_side_by_side(finished: tuple[list[Cell], lis
         predictions = pandas.read_csv(client(cell).download_artifacts(row.run_id, "predictions.csv", str(tmp_path)))
         assert predictions["correct"].mean() == pytest.approx(row.metrics["accuracy"])
     store = client(cells[0])
-    experiment = store.get_experiment_by_name("ftmatrix")
+    (experiment,) = store.search_experiments(filter_string="name = 'ftmatrix'")
     (swept,) = store.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
     assert swept.info.status == "FINISHED"
     table = pandas.read_csv(store.download_artifacts(swept.info.run_id, "comparison.csv", str(tmp_path)))
@@ -170,7 +171,7 @@ def test_a_plan_shows_every_cell_and_runs_none(quick_cell: QuickCell, capsys: py
     assert "done (run" in said
     assert "missing model" in said
     store = client(cells[0])
-    experiment = store.get_experiment_by_name("ftmatrix")
+    (experiment,) = store.search_experiments(filter_string="name = 'ftmatrix'")
     assert len(store.search_runs([experiment.experiment_id], "tags.kind = 'cell'")) == 1
 
 
@@ -185,13 +186,15 @@ def test_saved_weights_load_again_and_answer_alike(method: str, quick_cell: Quic
     cell = quick_cell(f"method={method}", "lr=3e-3", "save_model=true")
     (row,) = rows_of([cell])
     folder = client(cell).download_artifacts(row.run_id, "model", str(tmp_path))
+    model: Any
     if method == "full":
         model = AutoModelForCausalLM.from_pretrained(folder)
     else:
         base = AutoModelForCausalLM.from_pretrained(PACKAGED / "pocket-1m", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, folder)
     predictions = pandas.read_csv(client(cell).download_artifacts(row.run_id, "predictions.csv", str(tmp_path)))
-    framer = Framer(Framing(), AutoTokenizer.from_pretrained(folder), sorted(set(predictions["label"])))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    framer = Framer(Framing(), tokenizer, sorted(set(predictions["label"])))
     for text, label, nll in predictions[["text", "label", "label_nll"]].head(5).itertuples(index=False):
         batch = collate(framer.frame([Message(text, label)]), framer.pad_id)
         with torch.no_grad():

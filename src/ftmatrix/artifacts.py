@@ -85,7 +85,7 @@ def draw_confusion(evaluation: Evaluation, labels: Sequence[str], title: str, pa
 
 def environment(ready: ReadyCell) -> dict[str, object]:
     """Versions, device, model commit and data digest: what it would take to run the cell again."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

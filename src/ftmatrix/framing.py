@@ -9,7 +9,7 @@ from ftmatrix.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """Label id of positions that carry no loss."""
@@ -65,7 +65,7 @@ class Batch:
 class Framer:
     """Frames messages for one tokenizer and label set, and reads answers back."""
 
-    def __init__(self, framing: Framing, tokenizer: "PreTrainedTokenizerFast", labels: Sequence[str]) -> None:
+    def __init__(self, framing: Framing, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> None:
         self.framing, self.tokenizer, self.labels = framing, tokenizer, tuple(labels)
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
@@ -132,7 +132,7 @@ class Framer:
     def _shortened(self, text: str, excess: int, room: int) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         for kept in range(len(ids) - excess, -1, -1):
-            prompt = self._encode_prompts([self.tokenizer.decode(ids[:kept])])[0]
+            prompt = self._encode_prompts([str(self.tokenizer.decode(ids[:kept]))])[0]
             if len(prompt) <= room:
                 return prompt
         raise ConfigError(

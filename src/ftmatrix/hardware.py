@@ -100,8 +100,8 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
             has_bf16 = properties.major >= 8 or torch.version.hip is not None
             return Accelerator(wanted, properties.name, properties.total_memory, has_bf16)
         case Device.xpu:
-            properties = torch.xpu.get_device_properties(0)
-            return Accelerator(wanted, properties.name, properties.total_memory, True)
+            card = torch.xpu.get_device_properties(0)
+            return Accelerator(wanted, card.name, card.total_memory, True)
         case Device.mps:
             return Accelerator(wanted, platform.processor() or "Apple", torch.mps.recommended_max_memory(), True)
         case _:

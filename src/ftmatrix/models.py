@@ -14,7 +14,7 @@ from ftmatrix.hub import Repository, download
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = Path(__file__).parent / "pocket"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -80,7 +80,7 @@ class Model:
         return Checkpoint(snapshot.folder, snapshot.commit, _inspect(snapshot.folder, f"model={self.name}"))
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
+def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     """The model's tokenizer.
 
     Raises:

@@ -53,14 +53,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     """
     console = Console() if sys.stdout.isatty() else Console(width=LINE_WIDTH)
     first = cells[0]
-    for key, values in {
-        "study": {cell.study for cell in cells},
-        "tracking.uri": {cell.tracking.uri for cell in cells},
-    }.items():
-        if len(values) > 1:
-            raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(map(str, values))}); take one")
-    if n_jobs is not None and n_jobs < 1:
-        raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or null to choose by cores and cells")
+    _check(cells, n_jobs)
     store = Store(tracking_uri(first.tracking.uri), first.study)
     planned = plan(cells, store)
     if first.plan:
@@ -86,6 +79,16 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` compares the runs."
     console.print(recorded, highlight=False, soft_wrap=True)
     return list(rows)
+
+
+def _check(cells: Sequence[Cell], n_jobs: int | None) -> None:
+    studies = sorted({cell.study for cell in cells})
+    uris = sorted({tracking_uri(cell.tracking.uri) for cell in cells})
+    for key, values in (("study", studies), ("tracking.uri", uris)):
+        if len(values) > 1:
+            raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(values)}); take one")
+    if n_jobs is not None and n_jobs < 1:
+        raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or null to choose by cores and cells")
 
 
 def plan(cells: Sequence[Cell], store: Store) -> list[Planned]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,7 +98,7 @@ class Trainer:
         )
 
 
-def _recompute_activations(model: nn.Module) -> None:
+def _recompute_activations(model: Any) -> None:
     """Turn gradient checkpointing on, by the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -51,11 +51,11 @@ def expansions(family: str) -> Iterator[str]:
     parts = re.split(r"\[([^\]]*)\]", family)
     choices = [part.split("|") if index % 2 else [part] for index, part in enumerate(parts)]
     for combination in itertools.product(*choices):
-        yield re.sub(r"\s+", " ", "".join(combination)).strip()
+        yield re.sub(r"\s+([,.?!])", r"\1", re.sub(r"\s+", " ", "".join(combination))).strip()
 
 
-def messages(families: list[str], count: int, slots: Slots, chance: random.Random) -> list[str]:
-    """`count` different messages, spread over the families as evenly as they allow.
+def messages(families: list[str], count: int, slots: Slots, chance: random.Random, taken: set[str]) -> list[str]:
+    """`count` new messages, spread over the families as evenly as they allow; `taken` holds the folded ones so far.
 
     Raises:
         ValueError: the families can't make that many different ones.
@@ -63,14 +63,15 @@ def messages(families: list[str], count: int, slots: Slots, chance: random.Rando
     readings = [list(expansions(family)) for family in families]
     for reading in readings:
         chance.shuffle(reading)
-    made: dict[str, str] = {}
+    made: list[str] = []
     for turn in range(count * 40):
         if len(made) == count:
-            return list(made.values())
+            return made
         reading = readings[turn % len(readings)]
-        text = slots.fill(reading[(turn // len(readings)) % len(reading)], chance)
-        text = roughened(text, chance)
-        made.setdefault(folded(text), text)
+        text = roughened(slots.fill(reading[(turn // len(readings)) % len(reading)], chance), chance)
+        if folded(text) not in taken:
+            taken.add(folded(text))
+            made.append(text)
     raise ValueError(f"{len(made)} different messages of {count} from: {families[0]!r} …; add choices")
 
 
@@ -113,11 +114,13 @@ def build(phrases: dict[str, Any]) -> dict[str, list[Message]]:
     """The three splits, each shuffled; no message stands in two of them."""
     slots = Slots(phrases["slots"])
     splits: dict[str, list[Message]] = {"train": [], "validation": [], "test": []}
+    taken: set[str] = set()
     for intent, families in phrases["intents"].items():
         counts = {"train": families["count"], **HELD_OUT_MESSAGES}
         for split, made in splits.items():
             chance = random.Random(f"{SEED}:{intent}:{split}")
-            made += [Message(text, intent) for text in messages(families[split], counts[split], slots, chance)]
+            texts = messages(families[split], counts[split], slots, chance, taken)
+            made += [Message(text, intent) for text in texts]
     for split, made in splits.items():
         random.Random(f"{SEED}:{split}").shuffle(made)
     return splits

@@ -59,7 +59,7 @@ class Lora(Method):
         if accelerator.device is Device.mps:
             import torch
 
-            if torch.__version__ < (2, 9):
+            if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
                 return f"4-bit weights on Apple MPS need torch 2.9 or newer; this is {torch.__version__}"
         return None
 
@@ -100,7 +100,7 @@ def _keep_arithmetic(model: "PreTrainedModel") -> None:
     """Forbid bitsandbytes' CPU kernel for inference: it repacks the weights for good, computes in bfloat16 whatever
     the precision, and refuses widths that aren't multiples of its block. Evaluation computes as training does.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

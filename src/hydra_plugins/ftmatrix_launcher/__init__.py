@@ -63,7 +63,7 @@ class _Failed(JobReturn):
         super().__init__(status=JobStatus.FAILED)
         self.reason = reason
 
-    @property
+    @property  # type: ignore[misc]
     def return_value(self) -> Any:
         raise CellFailedError(self.reason)
 
