@@ -73,6 +73,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
         table = comparison_table(rows, title=f"{first.study}, sweep {name}")
         writer.text("comparison.csv", as_csv(rows))
         writer.text("comparison.txt", as_text(table))
+        writer.describe(f"```\n{as_text(table)}\n```")
     console.print(table)
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)

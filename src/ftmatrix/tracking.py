@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+EXPERIMENT_KIND = "custom_model_development"
 METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
 HELD_STEPS = 150
@@ -78,7 +79,10 @@ class Store:
         if experiment is None and not create:
             known = [other.name for other in self.client.search_experiments()]
             raise ConfigError(f"{study}: no such study in {uri}; {nearest(study, known)}")
-        self.experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(study)
+        if experiment is None:  # the kind makes the user interface open on runs and their curves
+            self.experiment_id = self.client.create_experiment(study, tags={"mlflow.experimentKind": EXPERIMENT_KIND})
+        else:
+            self.experiment_id = experiment.experiment_id
 
     def finished(self, fingerprints: Iterable[str]) -> dict[str, str]:
         """Run ids of complete cells, by fingerprint; the newest where a cell was run again."""
@@ -106,7 +110,7 @@ class Store:
     @contextmanager
     def sweep(self, name: str, cells: int) -> Iterator["SweepWriter"]:
         """The run of the sweep itself, closed on the way out."""
-        tags = {"kind": "sweep", "sweep": name, "cells": str(cells)}
+        tags = {"mlflow.source.name": "ftmatrix", "kind": "sweep", "sweep": name, "cells": str(cells)}
         run = self.client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=tags)
         try:
             yield SweepWriter(self.client, run.info.run_id)
@@ -144,6 +148,10 @@ class SweepWriter:
         """Keep a text as an artifact."""
         self.client.log_text(self.run_id, text, name)
 
+    def describe(self, markdown: str) -> None:
+        """What MLflow's user interface shows on top of the run's page."""
+        self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
 
 class RunWriter:
     """Writes the run of one cell."""
@@ -169,7 +177,7 @@ class RunWriter:
         source = ready.dataset.source if ready.cell.data.path is None else ready.cell.data.title
         dataset = Dataset(
             name=ready.cell.data.title,
-            digest=ready.dataset.digest[:36],
+            digest=ready.dataset.digest[:12],
             source_type="code",
             source=source,
             profile=f'{{"num_train": {len(ready.dataset.train)}, "num_validation": {len(ready.dataset.validation)}, '
@@ -275,6 +283,7 @@ def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float 
 def _tags(prepared: Prepared, sweep: str) -> dict[str, str]:
     cell = prepared.cell
     tags = {
+        "mlflow.source.name": "ftmatrix",
         "kind": "cell",
         "sweep": sweep,
         "method": cell.method.name,
