@@ -17,7 +17,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    program = "import ftmatrix, sys; from ftmatrix.cli import run; print(ftmatrix.__file__); sys.exit(run(sys.argv[1:]))"
+    program = (
+        "import ftmatrix, sys; from ftmatrix.cli import run; print(ftmatrix.__file__); sys.exit(run(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, "plan", "experiment=pocket"],
         cwd=tmp_path,

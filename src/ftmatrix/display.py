@@ -1,14 +1,13 @@
 """What a person sees while a sweep runs: one bar for the whole and one a cell, or plain lines without a terminal."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -23,22 +22,23 @@ from ftmatrix.records import CellResult, Outcome, Step
 class Display:
     """Follows the cells of one sweep: bars on a terminal, elsewhere a line as cells begin and end."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total = console, total
+    def __init__(self, console: Console, cells: Sequence[ReadyCell]) -> None:
+        self.console, self.total = console, len(cells)
         self.done = 0
         self._cells: dict[str, _CellLine] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._sweep = self._progress.add_task("[bold]sweep", total=total, state="cells")
+        steps = sum(ready.steps for ready in cells)  # by steps, so that the time left says something early on
+        self._sweep = self._progress.add_task("[bold]sweep", total=steps, state=f"0/{self.total} cells")
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -59,15 +59,18 @@ class Display:
 
     def stepped(self, ready: ReadyCell, steps: tuple[Step, ...]) -> None:
         """Optimizer steps were done."""
-        task = self._cells[ready.fingerprint].task
-        self._progress.update(task, completed=steps[-1].index + 1, state=f"train  loss {steps[-1].loss:.3f}")
+        line, done = self._cells[ready.fingerprint], steps[-1].index + 1
+        self._progress.update(line.task, completed=done, state=f"train {done}/{ready.steps}  loss {steps[-1].loss:.3f}")
+        self._progress.advance(self._sweep, len(steps))
+        line.steps_done = done
 
     def ended(self, ready: ReadyCell, result: CellResult) -> None:
         """A cell has its result."""
         line = self._cells.pop(ready.fingerprint)
         self._progress.remove_task(line.task)
         self.done += 1
-        self._progress.update(self._sweep, completed=self.done)
+        self._progress.advance(self._sweep, ready.steps - line.steps_done)
+        self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells")
         took = time.monotonic() - line.started
         self.console.print(
             f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s",
@@ -76,10 +79,11 @@ class Display:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _CellLine:
     task: TaskID
     started: float
+    steps_done: int = 0
 
 
 def summary(result: CellResult) -> str:

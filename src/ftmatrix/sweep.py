@@ -66,9 +66,11 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
         console.print(
             f"{done} of {len(planned)} cells are done already and are taken as they are (force=true runs them again)"
         )
+    for note in data_notes(planned):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     with store.sweep(name, len(planned)) as writer:
         runs = [item.done_run or _record_failure(item.prepared, store, name) for item in planned]
-        started = _Scheduler(store, name, Display(console, len(waiting))).run(waiting, n_jobs or default_jobs(waiting))
+        started = _Scheduler(store, name, Display(console, waiting)).run(waiting, n_jobs or default_jobs(waiting))
         rows = store.rows([run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)])
         table = comparison_table(rows, title=f"{first.study}, sweep {name}")
         writer.text("comparison.csv", as_csv(rows))
@@ -98,6 +100,13 @@ def plan(cells: Sequence[Cell], store: Store) -> list[Planned]:
     wanted = [ready.fingerprint for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force]
     finished = store.finished(wanted)
     return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
+
+
+def data_notes(planned: Sequence[Planned]) -> list[str]:
+    """What the checks of the data sets found, a line a finding."""
+    ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell)]
+    found = (f"{cell.cell.data.title}: {note}" for cell in ready for note in cell.dataset.notes)
+    return list(dict.fromkeys(found))
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:
