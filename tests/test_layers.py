@@ -12,8 +12,8 @@ PACKAGE = Path(ftmatrix.__file__).parent
 LAYERS = (
     ("records",),
     ("errors",),
-    ("hardware", "hub"),
-    ("settings",),
+    ("hardware", "hub", "checkpoints", "metrics"),
+    ("settings", "meters"),
     ("methods", "models", "data"),
     ("framing",),
     ("training", "stability", "pretraining"),

@@ -8,12 +8,13 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
+from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framer, collate
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import Checkpoint, load_model
+from ftmatrix.models import load_model
 from ftmatrix.settings import Training
 from ftmatrix.training import Trainer
 

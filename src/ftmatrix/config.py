@@ -21,7 +21,7 @@ from ftmatrix.data import DataSource
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framing
 from ftmatrix.hardware import Device, Precision
-from ftmatrix.methods import Method
+from ftmatrix.methods import FullFineTuning, Method
 from ftmatrix.models import Model
 from ftmatrix.settings import Evaluating, Training
 
@@ -101,6 +101,11 @@ class Cell:
             raise ConfigError(f"threads={self.threads}: must be at least 1, or null to choose by the model's size")
         if not re.fullmatch(r"[\w .-]+", self.study):
             raise ConfigError(f"study={self.study!r}: use letters, digits, spaces, '.', '_' and '-' only")
+        if self.model.from_scratch and not isinstance(self.method, FullFineTuning):
+            raise ConfigError(
+                f"model.from_scratch=true with method={self.method.name}: an adapter on random weights learns nothing "
+                "worth comparing; take method=full"
+            )
         for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation):
             part.check()
 
@@ -130,6 +135,7 @@ class Cell:
         decides |= {
             "strategy": type(self.method).__name__,
             "attention": self.model.attention,
+            "from_scratch": self.model.from_scratch,
             "data_digest": data_digest,
             "model_revision": revision,
             "device": device.value,

@@ -54,3 +54,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Available: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
+from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError, first_line
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def download(repository: Repository, named: str, patterns: Sequence[str]) -> Sna
             f"{licence}, or take a local copy with {local}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise fail(
-            f"{named}: {page} could not be fetched ({reason}); try again, or take a local copy with {local}"
+            f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take a local copy with {local}"
         ) from error
     return Snapshot(Path(folder), Path(folder).name)

@@ -1,15 +1,13 @@
 """Where a pretrained causal LM comes from, and how it is loaded: safetensors only, never remote code."""
 
-import hashlib
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import MISSING
 
-from ftmatrix.errors import ConfigError, ModelError
+from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
+from ftmatrix.errors import ConfigError, ModelError, first_line
 from ftmatrix.hub import Repository, download
 
 if TYPE_CHECKING:
@@ -17,16 +15,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = Path(__file__).parent / "pocket"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model folder on this machine. `revision` is the hub's commit, or a digest of a local folder's content."""
-
-    folder: Path
-    revision: str
-    parameters: int
 
 
 @dataclass
@@ -45,11 +33,14 @@ class Model:
     """Folder of a Hugging Face model on this machine."""
     attention: str = "sdpa"
     """Attention implementation: sdpa, or eager where the architecture needs it (logit soft-capping)."""
+    from_scratch: bool = False
+    """Start from random weights, seeded by the cell, in the model's architecture: what its pretraining is worth."""
 
     @property
     def title(self) -> str:
         """The name, or a local folder's own."""
-        return Path(self.path).expanduser().resolve().name if self.path else self.name
+        name = Path(self.path).expanduser().resolve().name if self.path else self.name
+        return f"{name} from scratch" if self.from_scratch else name
 
     def check(self) -> None:
         """Refuse contradictory settings.
@@ -71,13 +62,13 @@ class Model:
         """
         if self.path is not None:
             folder = Path(self.path).expanduser()
-            return Checkpoint(folder, _digest(folder), _inspect(folder, f"model.path={self.path}"))
+            return Checkpoint(folder, digest(folder), count_parameters(folder, f"model.path={self.path}"))
         if self.hub_id is None:
             folder = PACKAGED / self.name
-            return Checkpoint(folder, _digest(folder), _inspect(folder, f"model={self.name}"))
+            return Checkpoint(folder, digest(folder), count_parameters(folder, f"model={self.name}"))
         patterns = ("*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja")
         snapshot = download(Repository(self.hub_id, self.revision, gated=self.gated), f"model={self.name}", patterns)
-        return Checkpoint(snapshot.folder, snapshot.commit, _inspect(snapshot.folder, f"model={self.name}"))
+        return Checkpoint(snapshot.folder, snapshot.commit, count_parameters(snapshot.folder, f"model={self.name}"))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
@@ -91,7 +82,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint.folder}: the tokenizer can't be read ({_first_line(error)})") from error
+        raise ModelError(f"{checkpoint.folder}: the tokenizer can't be read ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{checkpoint.folder}: the tokenizer has no end token, so no answer could ever end")
     return tokenizer
@@ -104,107 +95,32 @@ def load_model(
     device: str,
     quantization: "BitsAndBytesConfig | None" = None,
     attention: str = "sdpa",
+    from_scratch: bool = False,
 ) -> "PreTrainedModel":
-    """The model's weights in `dtype` on `device`, quantised on the way where asked.
+    """The model's weights in `dtype` on `device`, quantised on the way where asked; or new, random ones.
 
     Raises:
         ModelError: the folder holds no causal LM that can be loaded without running its own code.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=dtype,
-            quantization_config=quantization,
-            device_map={"": device},
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        if from_scratch:
+            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+            model.to(device)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map={"": device},
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint.folder}: not a causal LM that can be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{checkpoint.folder}: not a causal LM that can be loaded ({first_line(error)})") from error
     model.config.use_cache = False
-    return model
-
-
-def _inspect(folder: Path, named: str) -> int:
-    """Check that a folder can hold a model, and count its parameters from the safetensors headers.
-
-    Raises:
-        ModelError: a file is missing, truncated or of a kind that could run code.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{named}: {folder} is no folder; name one with config.json, tokenizer and safetensors")
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{named}: no config.json in {folder}; is it a Hugging Face model folder?")
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise ModelError(f"{named}: no tokenizer in {folder}; save it there with tokenizer.save_pretrained")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            f"{named}: no safetensors in {folder}; pickled weights are never loaded, convert them with "
-            "save_pretrained(safe_serialization=True)"
-        )
-    return sum(_count_parameters(path) for path in weights)
-
-
-def _count_parameters(path: Path) -> int:
-    try:
-        header = _safetensors_header(path)
-        spans = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = max((entry["data_offsets"][1] for entry in spans), default=0)
-        complete = path.stat().st_size >= 8 + header_length(path) + end
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"{path}: not a safetensors file ({_first_line(error)})") from error
-    if not complete:
-        raise ModelError(f"{path}: truncated, shorter than its header says; download or save it again")
-    sizes = []
-    for entry in spans:
-        size = 1
-        for length in entry["shape"]:
-            size *= length
-        sizes.append(size)
-    return sum(sizes)
-
-
-def header_length(path: Path) -> int:
-    """Bytes of a safetensors file's JSON header."""
-    with path.open("rb") as file:
-        return int(struct.unpack("<Q", file.read(8))[0])
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    length = header_length(path)
-    if length > min(path.stat().st_size, 100_000_000):
-        raise ValueError("header longer than the file")
-    with path.open("rb") as file:
-        file.seek(8)
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("header is no object")
-    return header
-
-
-def _digest(folder: Path) -> str:
-    """A content digest of a local folder: small files whole, large ones by size and 64 evenly spread blocks."""
-    block, blocks = 65_536, 64
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".safetensors", ".model", ".txt") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            if size <= block * blocks:
-                digest.update(file.read())
-                continue
-            for index in range(blocks):
-                file.seek(index * (size - block) // (blocks - 1))
-                digest.update(file.read(block))
-    return digest.hexdigest()[:40]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return cast("PreTrainedModel", model)

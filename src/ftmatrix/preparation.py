@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
+from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, UnsupportedError
 from ftmatrix.hardware import Accelerator, Device, Precision, pick
-from ftmatrix.models import Checkpoint
 from ftmatrix.records import CellResult
 
 SMALL_MODEL_PARAMETERS = 50_000_000

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ftmatrix.data import Message
-from ftmatrix.errors import FtmatrixError
+from ftmatrix.errors import FtmatrixError, first_line
 from ftmatrix.evaluation import Evaluator, score
 from ftmatrix.framing import Framer
-from ftmatrix.hardware import MemoryMeter, Stopwatch, seed_everything, use_threads
+from ftmatrix.hardware import seed_everything, use_threads
+from ftmatrix.meters import MemoryMeter, Stopwatch
 from ftmatrix.models import load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Durations, Evaluation, Outcome, Stability, Step
@@ -122,6 +123,7 @@ class CellRun:
             device=ready.accelerator.kind,
             quantization=method.quantization(ready.precision),
             attention=ready.cell.model.attention,
+            from_scratch=ready.cell.model.from_scratch,
         )
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         return method.adapt(model, ready.precision), weight_bytes
@@ -166,11 +168,10 @@ def failure(error: BaseException, run: CellRun | None) -> CellResult:
     peaks = tuple(run.meter.peaks) if run else ()
     if isinstance(error, FtmatrixError):
         return CellResult(error.outcome, str(error), peaks=peaks)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if is_out_of_memory(error):
         advice = "a smaller training.micro_batch_size or training.gradient_checkpointing=true keeps the same batch"
-        return CellResult(Outcome.OUT_OF_MEMORY, f"memory ran out {where} ({first}); {advice}", peaks=peaks)
-    return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first}", peaks=peaks)
+        return CellResult(Outcome.OUT_OF_MEMORY, f"memory ran out {where} ({first_line(error)}); {advice}", peaks=peaks)
+    return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first_line(error)}", peaks=peaks)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

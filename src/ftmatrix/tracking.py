@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from ftmatrix.config import Cell, flat, plain
 from ftmatrix.errors import ConfigError, nearest
+from ftmatrix.metrics import STEP_SERIES, result_metrics
 from ftmatrix.preparation import Prepared, ReadyCell
-from ftmatrix.records import CellResult, Evaluation, Outcome, Step
+from ftmatrix.records import CellResult, Outcome, Step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,9 +30,6 @@ METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
 HELD_STEPS = 150
 """Steps that are held back for the next batch."""
-
-STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
-"""Fields of a step that become curves; in MLflow their names begin with `step/`."""
 
 
 def tracking_uri(configured: str | None) -> str:
@@ -242,42 +240,6 @@ class RunWriter:
         self.client.log_batch(
             self.run_id, metrics=[Metric(name, _storable(value), now, step) for name, value in values.items()]
         )
-
-
-def result_metrics(result: CellResult) -> dict[str, float]:
-    """The figures of a result under their names in MLflow. What is unknown is left out, never 0."""
-    values: dict[str, float | None] = {
-        "val_nll_initial": result.val_nll_initial,
-        "tokens_per_second": result.tokens_per_second,
-        "parameters": result.parameters,
-        "trainable_parameters": result.trainable_parameters,
-        "weight_bytes": result.weight_bytes,
-        "spike_score": result.stability.spike_score if result.stability else None,
-    }
-    for peak in result.peaks:
-        values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
-        values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
-    if result.seconds:
-        values |= {
-            "seconds_setup": result.seconds.setup,
-            "seconds_train": result.seconds.train,
-            "seconds_evaluate": result.seconds.evaluate,
-        }
-    if result.test:
-        values |= _evaluation_metrics(result.test, "")
-    if result.validation:
-        values |= _evaluation_metrics(result.validation, "val_")
-    return {name: float(value) for name, value in values.items() if value is not None}
-
-
-def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float | None]:
-    values: dict[str, float | None] = {
-        f"{prefix}{name}": getattr(evaluation, name)
-        for name in ("accuracy", "accuracy_constrained", "accuracy_common", "macro_f1", "invalid_rate", "nll")
-    }
-    if evaluation.pair:
-        values |= {f"{prefix}pair_share": evaluation.pair.share, f"{prefix}pair_errors": evaluation.pair.errors}
-    return values
 
 
 def _tags(prepared: Prepared, sweep: str) -> dict[str, str]:

@@ -22,6 +22,11 @@ class Banking77(DataSource):
     hub_id: str = "PolyAI/banking77"
     revision: str = "refs/convert/parquet"
 
+    @property
+    def title(self) -> str:
+        """The same data wherever they come from."""
+        return self.name
+
     def read(self) -> RawSplits:
         if self.path is not None:
             return read_folder(self.folder(), "csv", read_csv)

@@ -1,0 +1,93 @@
+"""What a model folder holds, found out without loading it."""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftmatrix.errors import ModelError, first_line
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder on this machine. `revision` is the hub's commit, or a digest of a local folder's content."""
+
+    folder: Path
+    revision: str
+    parameters: int
+
+
+def count_parameters(folder: Path, named: str) -> int:
+    """Check that a folder can hold a model, and count its parameters from the safetensors headers.
+
+    Raises:
+        ModelError: a file is missing, truncated or of a kind that could run code.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{named}: {folder} is no folder; name one with config.json, tokenizer and safetensors")
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{named}: no config.json in {folder}; is it a Hugging Face model folder?")
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise ModelError(f"{named}: no tokenizer in {folder}; save it there with tokenizer.save_pretrained")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            f"{named}: no safetensors in {folder}; pickled weights are never loaded, convert them with "
+            "save_pretrained(safe_serialization=True)"
+        )
+    return sum(_parameters_in(path) for path in weights)
+
+
+def _parameters_in(path: Path) -> int:
+    try:
+        header = _safetensors_header(path)
+        spans = [entry for name, entry in header.items() if name != "__metadata__"]
+        end = max((entry["data_offsets"][1] for entry in spans), default=0)
+        complete = path.stat().st_size >= 8 + _header_length(path) + end
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"{path}: not a safetensors file ({first_line(error)})") from error
+    if not complete:
+        raise ModelError(f"{path}: truncated, shorter than its header says; download or save it again")
+    return sum(math.prod(entry["shape"]) for entry in spans)
+
+
+def _header_length(path: Path) -> int:
+    """Bytes of a safetensors file's JSON header."""
+    with path.open("rb") as file:
+        return int(struct.unpack("<Q", file.read(8))[0])
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    length = _header_length(path)
+    if length > min(path.stat().st_size, 100_000_000):
+        raise ValueError("header longer than the file")
+    with path.open("rb") as file:
+        file.seek(8)
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("header is no object")
+    return header
+
+
+def digest(folder: Path) -> str:
+    """A content digest of a local folder: small files whole, large ones by size and 64 evenly spread blocks."""
+    block, blocks = 65_536, 64
+    content = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".json", ".safetensors", ".model", ".txt") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        content.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            if size <= block * blocks:
+                content.update(file.read())
+                continue
+            for index in range(blocks):
+                file.seek(index * (size - block) // (blocks - 1))
+                content.update(file.read(block))
+    return content.hexdigest()[:40]

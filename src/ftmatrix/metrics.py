@@ -1,0 +1,42 @@
+"""A result's figures under the names that they have in MLflow."""
+
+from ftmatrix.records import CellResult, Evaluation
+
+STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
+"""Fields of a step that become curves; in MLflow their names begin with `step/`."""
+
+
+def result_metrics(result: CellResult) -> dict[str, float]:
+    """The figures of a result under their names in MLflow. What is unknown is left out, never 0."""
+    values: dict[str, float | None] = {
+        "val_nll_initial": result.val_nll_initial,
+        "tokens_per_second": result.tokens_per_second,
+        "parameters": result.parameters,
+        "trainable_parameters": result.trainable_parameters,
+        "weight_bytes": result.weight_bytes,
+        "spike_score": result.stability.spike_score if result.stability else None,
+    }
+    for peak in result.peaks:
+        values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
+        values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
+    if result.seconds:
+        values |= {
+            "seconds_setup": result.seconds.setup,
+            "seconds_train": result.seconds.train,
+            "seconds_evaluate": result.seconds.evaluate,
+        }
+    if result.test:
+        values |= _evaluation_metrics(result.test, "")
+    if result.validation:
+        values |= _evaluation_metrics(result.validation, "val_")
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float | None]:
+    values: dict[str, float | None] = {
+        f"{prefix}{name}": getattr(evaluation, name)
+        for name in ("accuracy", "accuracy_constrained", "accuracy_common", "macro_f1", "invalid_rate", "nll")
+    }
+    if evaluation.pair:
+        values |= {f"{prefix}pair_share": evaluation.pair.share, f"{prefix}pair_errors": evaluation.pair.errors}
+    return values
