@@ -15,7 +15,9 @@ from ftmatrix.data import Message, Pocket
 from ftmatrix.framing import Framer, Framing
 from ftmatrix.hardware import Accelerator, Device, pick
 from ftmatrix.models import PACKAGED
-from ftmatrix.overrides import expand_experiment
+from ftmatrix.overrides import expand
+
+torch.set_num_threads(1)  # as cells of such small models have
 
 POCKET = PACKAGED / "pocket-1m"
 
@@ -97,7 +99,7 @@ def make_cell(hydra_config: Callable[..., Any]) -> Callable[..., Cell]:
 def hydra_config() -> Iterator[Callable[..., Any]]:
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield lambda *overrides: compose("config", expand_experiment(list(overrides)), return_hydra_config=True)
+        yield lambda *overrides: compose("config", expand(list(overrides)), return_hydra_config=True)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """The command as a user types it, in a process of its own: what it prints, and its exit code."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from ftmatrix.cli import run
 
@@ -72,12 +75,19 @@ def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) 
         (["model=gemma-270m"], "model=gemma-270m: no such model; did you mean 'gemma3-270m'?"),
         (["data=banking"], "data=banking: no such data; did you mean 'banking77'?"),
         (["method.rank=8", "method=lora"], "method.rank: no such setting"),
-        (["method.r=8", "method=full"], "method.r: no such setting"),
+        (["method.r=8", "method=full"], "method.r: not a setting of this method"),
+        (["+foo=1"], "+foo: nothing reads such a setting"),
+        (["hydra/launcher=cellz"], "hydra/launcher=cellz: no such launcher; did you mean 'cells'?"),
+        (["n_jobs=two"], "hydra.launcher.n_jobs: Value 'two' of type 'str' could not be converted to Integer"),
+        (["tracking.uri=http://127.0.0.1:9"], "no MLflow server answers there"),
         (["experiment=pocke"], "experiment=pocke: no such study; did you mean 'pocket'?"),
         (["model=local"], "model=local needs model.path=DIR"),
-        (["lr"], "lr"),
+        (["lr"], "lr: no such command; Available: help, plan, report, ui; settings are written KEY=VALUE"),
+        (["reprot"], "reprot: no such command; did you mean 'report'?"),
+        (["model=hub"], "model=hub needs model.hub_id=OWNER/NAME"),
+        (["tracking.uri=foo://bar"], "tracking.uri=foo://bar: MLflow can't use it"),
         (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: must be at least 1"),
-        (["report", "nothing"], "nothing: no such study"),
+        (["report", "nothing"], "no store there yet"),
         (["report", "a", "b"], "takes one study at most"),
     ],
 )
@@ -94,11 +104,61 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(
     assert not list(tmp_path.glob(".ftmatrix/cells"))
 
 
+def test_an_interrupt_leaves_no_process_and_no_running_run(tmp_path: Path, data_folder: Path) -> None:
+    program = [sys.executable, "-c", "from ftmatrix.cli import main; main()"]
+    arguments = ["lr=1e-3,2e-3", "data=csv", f"data.path={data_folder}", "training.epochs=300", "n_jobs=2"]
+    with subprocess.Popen(
+        [*program, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("start ")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, while the libraries are still being imported
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said == "interrupted; the same command goes on where this one stopped\n"
+    store = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = store.search_experiments(filter_string="name = 'ftmatrix'")
+    runs = store.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert not [line for line in processes() if str(data_folder) in line or f"cwd={tmp_path}" in line]
+
+
+def processes() -> list[str]:
+    """Working directory and command line of every process (Linux)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append(f"cwd={(folder / 'cwd').readlink()} {(folder / 'cmdline').read_text()}")
+    return found
+
+
 def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     said = capsys.readouterr().out
     for word in ("full", "qlora", "gemma3-270m", "banking77", "model=local", "experiment=", "Exit code"):
         assert word in said
+
+
+def test_the_composed_configuration_is_shown(tmp_path: Path) -> None:
+    shown = ftmatrix("--cfg", "job", "method=lora", "method.r=4", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "  r: 4" in shown.stdout
+
+
+def test_a_surprise_is_one_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert run(["work_dir=file/below"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ftmatrix: unexpected ")
+    assert said.count("\n") == 1
 
 
 def test_help_and_errors_wait_for_nothing_heavy(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from hydra.errors import ConfigCompositionException
 
-from ftmatrix.config import Cell, cell_from, config_folder, experiments_root
+from ftmatrix.config import Cell, cell_from, experiments_root
 from ftmatrix.errors import ConfigError
-from ftmatrix.hardware import Device, Precision
 from ftmatrix.methods import FullFineTuning, Lora, Quantization
-from ftmatrix.overrides import GROUPS, expand_experiment, options, studies
+from ftmatrix.overrides import GROUPS, expand, options, studies
 
 MakeCell = Callable[..., Cell]
 
@@ -33,11 +32,10 @@ def test_every_study_composes_and_each_of_its_axes_does(name: str, hydra_config:
             cell_from(hydra_config(f"experiment={name}", f"{axis}={value}"))
 
 
-def test_no_yaml_holds_what_no_field_reads() -> None:
-    for path in config_folder().rglob("*.yaml"):
-        if path.name != "config.yaml":
-            keys = set(OmegaConf.load(path)) - {"defaults"}
-            assert "name" in keys, path
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
+def test_a_key_that_no_field_reads_is_refused(choice: str, hydra_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigCompositionException):
+        hydra_config(choice, f"{choice.split('=')[0]}.no_such_key=1")
 
 
 def test_methods_are_their_own_strategies(make_cell: MakeCell) -> None:
@@ -65,6 +63,7 @@ def test_a_rate_is_a_number_however_it_is_spelt(spelling: str, make_cell: MakeCe
         ("model.attention=flash", "model.attention=flash: available"),
         ("evaluation.batch_size=0", "evaluation.batch_size=0"),
         ("framing.max_length=2", "framing.max_length=2"),
+        ("model.hub_id=a/b/c", "model.hub_id=a/b/c: must be OWNER/NAME"),
     ],
 )
 def test_values_out_of_range_are_refused(override: str, said: str, make_cell: MakeCell) -> None:
@@ -73,69 +72,21 @@ def test_values_out_of_range_are_refused(override: str, said: str, make_cell: Ma
     assert "\n" not in str(refused.value)
 
 
-def test_a_local_model_needs_its_path(make_cell: MakeCell) -> None:
+def test_a_model_needs_its_source(make_cell: MakeCell) -> None:
     with pytest.raises(ConfigError, match=r"model=local needs model.path=DIR"):
         make_cell("model=local")
+    with pytest.raises(ConfigError, match=r"model=hub needs model.hub_id=OWNER/NAME"):
+        make_cell("model=hub")
 
 
-def identity(cell: Cell, **changed: Any) -> str:
-    facts: dict[str, Any] = {"data_digest": "d", "revision": "r", "device": Device.cpu, "precision": Precision.fp32}
-    return cell.fingerprint(**(facts | changed))
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "lr=2e-3",
-        "seed=1",
-        "method=lora",
-        "training.epochs=4",
-        "training.schedule=cosine",
-        "training.warmup_fraction=0",
-        "framing.max_length=64",
-        "data.common_intents=3",
-        "threads=2",
-    ],
-)
-def test_what_decides_a_result_is_in_the_fingerprint(override: str, make_cell: MakeCell) -> None:
-    assert identity(make_cell(override)) != identity(make_cell())
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "study=other",
-        "work_dir=/tmp/elsewhere",
-        "tracking.uri=sqlite:///other.db",
-        "tracking.sweep=monday",
-        "save_model=true",
-        "force=true",
-        "plan=true",
-        "evaluation.batch_size=8",
-        "hydra.launcher.n_jobs=2",
-        "data.path=/somewhere",
-    ],
-)
-def test_what_doesnt_decide_it_is_not(override: str, make_cell: MakeCell) -> None:
-    assert identity(make_cell(override)) == identity(make_cell())
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"data_digest": "e"}, {"revision": "s"}, {"device": Device.cuda}, {"precision": Precision.bf16}],
-)
-def test_content_device_and_precision_are_in_the_fingerprint(changed: dict[str, Any], make_cell: MakeCell) -> None:
-    assert identity(make_cell(), **changed) != identity(make_cell())
-
-
-def test_methods_of_equal_settings_are_the_same_cell_whatever_their_name(make_cell: MakeCell) -> None:
-    assert identity(make_cell("method=qlora")) == identity(make_cell("method=lora", "method.quantize=nf4"))
-    assert identity(make_cell("method=qlora")) != identity(make_cell("method=lora"))
+def test_an_adapter_needs_pretrained_weights(make_cell: MakeCell) -> None:
+    with pytest.raises(ConfigError, match="take method=full"):
+        make_cell("method=lora", "model.from_scratch=true")
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="experiment=pockte: no such study; did you mean 'pocket'"):
-        expand_experiment(["experiment=pockte"])
+        expand(["experiment=pockte"])
 
 
 def test_a_study_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

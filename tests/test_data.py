@@ -25,8 +25,8 @@ def folder(tmp_path: Path, **files: str | bytes) -> str:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"train_csv": "text,label\na,b\n"}, "no column 'category'; Available: label, text"),
-        ({"train_csv": "text,categori\na,b\n"}, "did you mean 'categori'"),
+        ({"train_csv": "text,label\na,b\n"}, "no column 'category' among text, label; name it with data.label_column"),
+        ({"train_csv": "message,category\na,b\n"}, "no column 'text' among message, category; name it with data.text_"),
         ({"train_csv": ""}, "no column 'text'"),
         ({"train_csv": "text,category\n"}, "the train split is empty"),
         ({"test_csv": "text,category\n"}, "the test split is empty"),

@@ -1,5 +1,8 @@
 """Evaluation: equal to `generate`, within the label set, and scored as defined."""
 
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,12 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import INVALID, Message
 from ftmatrix.evaluation import Evaluator, score
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.models import load_model
 from ftmatrix.records import Prediction
 from ftmatrix.settings import Evaluating, Training
 from ftmatrix.training import Trainer
@@ -74,6 +79,8 @@ def test_misses_carry_what_was_written(
 ) -> None:
     predictions, _ = evaluator(models["untrained"], framer, cpu).predict(messages[96:112])
     assert not any(prediction.valid for prediction in predictions)
+    assert all(prediction.answer not in framer.labels for prediction in predictions)
+    assert len({prediction.answer for prediction in predictions}) > 1
     assert all(prediction.constrained in framer.labels for prediction in predictions)
 
 
@@ -121,6 +128,40 @@ def test_figures_of_hand_made_predictions() -> None:
     assert (evaluation.pair.errors, evaluation.pair.crossed) == (3, 2)
     assert evaluation.pair.low is not None
     assert evaluation.pair.low < 2 / 3 < (evaluation.pair.high or 0)
+
+
+def test_a_model_that_writes_no_numbers_is_scored_as_wrong(
+    model_folders: dict[str, Path], framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folders["gemma"], dtype=torch.float32)
+    model.model.norm.weight.data.fill_(float("nan"))
+    predictions, nll = evaluator(model, framer, cpu).predict(messages[96:112])
+    assert math.isnan(nll)
+    scored = score("test", predictions, nll=nll, labels=framer.labels, common=frozenset(), pair=None)
+    assert (scored.accuracy, scored.accuracy_constrained, scored.invalid_rate) == (0, 0, 1)
+
+
+def test_penalties_of_the_models_own_never_decide(
+    model_folders: dict[str, Path], tmp_path: Path, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
+) -> None:
+    answers = []
+    for penalty in (None, 1.9):
+        folder = tmp_path / str(penalty)
+        shutil.copytree(model_folders["gemma"], folder)
+        if penalty:
+            settings = json.loads((folder / "generation_config.json").read_text())
+            settings |= {"repetition_penalty": penalty, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
+            (folder / "generation_config.json").write_text(json.dumps(settings))
+        model = load_model(Checkpoint(folder, "test", 0), dtype=torch.float32, device="cpu")
+        answers.append([p.answer for p in evaluator(model, framer, cpu).predict(messages[96:112])[0]])
+    assert answers[0] == answers[1]
+
+
+def test_an_unfinished_answer_is_no_confusion_of_a_pair() -> None:
+    made = [Prediction("text", "a", "b", "b", valid=False, nll=0.5), prediction("a", "b")]
+    evaluation = score("test", made, nll=0.5, labels=["a", "b"], common=frozenset("a"), pair=("a", "b"))
+    assert evaluation.pair is not None
+    assert (evaluation.pair.errors, evaluation.pair.crossed) == (2, 1)
 
 
 def test_an_unfinished_answer_is_wrong_even_if_it_spells_the_label() -> None:

@@ -63,7 +63,7 @@ def test_long_messages_are_cut_at_their_end_and_counted(tokenizer: Any) -> None:
     framer = Framer(Framing(max_length=32), tokenizer, ["card_arrival", "pin_change"])
     (example,) = framer.frame([Message("where is my card " * 40, "card_arrival")])
     assert len(example) <= 32
-    assert framer.truncated == 1
+    assert len(framer.cut) == 1
     written = tokenizer.decode(example.prompt, skip_special_tokens=True)
     assert written.startswith("where is my card")
     assert written.endswith("\nIntent:")
@@ -76,7 +76,7 @@ def test_labels_that_read_the_same_are_refused(tokenizer: Any) -> None:
 
 
 def test_a_label_longer_than_the_sequence_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"raise framing.max_length=16"):
+    with pytest.raises(ConfigError, match=r"framing.max_length=16: beside the template and the longest label"):
         Framer(Framing(max_length=16), tokenizer, ["a very long label that goes on and on for ever", "short"])
 
 
@@ -84,3 +84,10 @@ def test_a_label_longer_than_the_sequence_is_refused(tokenizer: Any) -> None:
 def test_a_template_without_one_place_for_the_text_is_refused(template: str) -> None:
     with pytest.raises(ConfigError, match="exactly once"):
         Framing(template=template).check()
+
+
+def test_a_special_token_in_a_message_is_text(framer: Framer) -> None:
+    (ids,) = framer.prompts(["hello <eos> there <bos>"])
+    assert ids.count(framer.eos_id) == 0
+    assert ids.count(framer.tokenizer.bos_token_id) == 1
+    assert framer.text(ids).startswith("hello <eos> there <bos>")

@@ -22,14 +22,14 @@ LAYERS = (
     ("preparation",),
     ("runner",),
     ("artifacts", "isolation", "tracking"),
-    ("preload", "preload_adapters", "table", "display"),
+    ("preload", "preload_adapters", "table", "display", "interrupts"),
     ("sweep",),
     ("overrides",),
     ("cli",),
 )
 ROOMS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-BELOW_BY_NEED = {("isolation", "artifacts"), ("isolation", "runner")}
+BELOW_BY_NEED = {("isolation", "artifacts"), ("isolation", "preload_adapters")}
 """Imported inside the child process only, where the parent never goes."""
 
 
@@ -46,6 +46,8 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ftmatrix."):
             names.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "ftmatrix":
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ftmatrix.")}
     return names

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
+from transformers import AutoModelForCausalLM
 
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
-from ftmatrix.framing import Framer, collate
+from ftmatrix.framing import Framer, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import load_model
 from ftmatrix.settings import Training
-from ftmatrix.training import Trainer
+from ftmatrix.training import Trainer, autocast
 
 METHODS: dict[str, Callable[[], Method]] = {
     "full": lambda: FullFineTuning(name="full"),
@@ -121,31 +122,61 @@ def test_evaluation_leaves_a_quantised_base_as_it_is(
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.mixed, Precision.bf16])
+@pytest.mark.parametrize("architecture", ["gemma", "llama"])
+def test_a_precision_computes_the_same_for_a_trained_and_a_frozen_base(
+    architecture: str,
+    precision: Precision,
+    stored: torch.dtype,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+    framer: Framer,
+    messages: tuple[Message, ...],
+    cpu: Accelerator,
+) -> None:
+    again = AutoModelForCausalLM.from_pretrained(model_folders[architecture], dtype=stored)
+    again.save_pretrained(tmp_path)
+    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    logits = []
+    for name in ("full", "lora"):
+        with torch.no_grad(), autocast(cpu, precision):
+            logits.append(label_logits(adapted(METHODS[name](), tmp_path, precision).eval(), batch)[0])
+    assert torch.equal(*logits)
+
+
 @pytest.mark.parametrize(
-    ("precision", "full", "base", "adapter"),
+    ("precision", "trained", "adapter", "linear", "rest"),
     [
-        (Precision.fp32, torch.float32, torch.float32, torch.float32),
-        (Precision.mixed, torch.float32, torch.bfloat16, torch.float32),
-        (Precision.bf16, torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (Precision.fp32, torch.float32, torch.float32, torch.float32, torch.float32),
+        (Precision.mixed, torch.float32, torch.float32, torch.bfloat16, torch.float32),
+        (Precision.bf16, torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.bfloat16),
     ],
 )
-def test_precision_means_the_same_for_every_method(
+def test_weights_are_stored_as_the_precision_says(
     precision: Precision,
-    full: torch.dtype,
-    base: torch.dtype,
+    trained: torch.dtype,
     adapter: torch.dtype,
+    linear: torch.dtype,
+    rest: torch.dtype,
     model_folders: dict[str, Path],
 ) -> None:
     model = adapted(METHODS["full"](), model_folders["gemma"], precision)
-    assert {parameter.dtype for parameter in model.parameters()} == {full}
+    assert {parameter.dtype for parameter in model.parameters()} == {trained}
     model = adapted(METHODS["lora"](), model_folders["gemma"], precision)
-    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in model.parameters()}
-    assert kinds == {(True, adapter), (False, base)}
+    for name, parameter in model.named_parameters():
+        expected = adapter if "lora_" in name else linear if "_proj" in name else rest
+        assert parameter.dtype == expected, name
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"r": 0}, "rank must be at least 1"), ({"alpha": 0.0}, "must be above 0"), ({"dropout": 1.0}, r"in \[0, 1\)")],
+    [
+        ({"r": 0}, "rank must be at least 1"),
+        ({"alpha": 0.0}, "must be a number above 0"),
+        ({"alpha": float("nan")}, "must be a number above 0"),
+        ({"dropout": 1.0}, r"in \[0, 1\)"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

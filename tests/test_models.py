@@ -4,13 +4,16 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file, save_file
 
 from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
 from ftmatrix.hub import Repository, download
-from ftmatrix.models import PACKAGED, Model
+from ftmatrix.models import PACKAGED, Model, load_model
 
 POCKET = PACKAGED / "pocket-1m"
 
@@ -89,6 +92,7 @@ def answered(kind: type[Exception], said: str) -> Exception:
         (answered(hub_errors.RepositoryNotFoundError, "404"), "model", ModelError, "the hub has no model"),
         (answered(hub_errors.RevisionNotFoundError, "404"), "model", ModelError, "no revision 'main'"),
         (answered(hub_errors.HfHubHTTPError, "500 Server Error"), "model", ModelError, "500 Server Error"),
+        (RuntimeError("connection reset by peer"), "model", ModelError, "connection reset by peer"),
         (OSError("No space left on device"), "model", ModelError, "No space left on device"),
     ],
 )
@@ -103,3 +107,29 @@ def test_a_hubs_failure_is_one_line_with_a_way_out(
         download(Repository("owner/name", kind=kind), "model=x", ("*.json",))  # type: ignore[arg-type]
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_with_a_gap_is_never_filled_with_random_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.other_proj.weight"] = tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Model(name="local", path=str(folder)).locate()
+    with pytest.raises(ModelError, match=r"missing or misshapen, such as .*q_proj"):
+        load_model(checkpoint, dtype=torch.float32, device="cpu")
+
+
+def test_scratch_is_the_same_architecture_with_other_weights() -> None:
+    checkpoint = Model(name="pocket-1m").locate()
+    torch.manual_seed(0)
+    scratch: Any = load_model(checkpoint, dtype=torch.float32, device="cpu", from_scratch=True)
+    pretrained: Any = load_model(checkpoint, dtype=torch.float32, device="cpu")
+    assert [p.shape for p in scratch.parameters()] == [p.shape for p in pretrained.parameters()]
+    assert not torch.equal(scratch.get_input_embeddings().weight, pretrained.get_input_embeddings().weight)
+
+
+def test_a_change_anywhere_in_the_weights_is_another_revision(folder: Path) -> None:
+    before = Model(name="local", path=str(folder)).locate().revision
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[len(weights) // 2 + 12_345] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert Model(name="local", path=str(folder)).locate().revision != before

@@ -1,6 +1,8 @@
 """Sweeps in this process with real cells in processes of their own, and a real MLflow store."""
 
+import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pandas
 import pytest
 import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ftmatrix.sweep
@@ -96,6 +99,62 @@ def test_what_is_done_is_taken_as_it_is_and_only_the_new_runs(
     forced = rows_of([quick_cell("lr=1e-3", "force=true")])
     assert forced[0].run_id != first[0].run_id
     assert forced[0].metrics["val_nll"] == first[0].metrics["val_nll"]
+
+
+def test_a_cell_that_is_done_runs_again_for_its_weights(quick_cell: QuickCell) -> None:
+    (first,) = rows_of([quick_cell("lr=1e-3")])
+    (kept,) = rows_of([quick_cell("lr=1e-3", "save_model=true")])
+    assert kept.run_id != first.run_id
+    assert rows_of([quick_cell("lr=1e-3", "save_model=true")])[0].run_id == kept.run_id
+
+
+def test_a_cell_that_stands_twice_in_the_grid_runs_once(
+    quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of([quick_cell("lr=1e-3"), quick_cell("lr=1e-3")])
+    assert rows[0] == rows[1]
+    said = capsys.readouterr().out
+    assert "[1/1]" in said
+    assert sum(line.split()[:2] == ["pocket-1m", "full"] for line in said.splitlines()) == 1
+
+
+def test_what_else_differs_between_cells_has_a_column(
+    quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows_of([quick_cell("method=lora", f"method.r={rank}") for rank in (2, 4)])
+    said = capsys.readouterr().out
+    assert "method.r=2" in said
+    assert "method.r=4" in said
+
+
+def test_divergence_is_a_result(quick_cell: QuickCell, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folders["gemma"], tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    cell = quick_cell("model=local", f"model.path={folder}")
+    (row,) = rows_of([cell])
+    assert (row.outcome, row.stability) == (Outcome.COMPLETED, "diverged")
+    assert client(cell).get_run(row.run_id).data.tags["stability.trigger"] == "loss=nan at step 0"
+    assert row.metrics["accuracy"] == 0
+    assert math.isnan(row.metrics["val_nll"])
+
+
+def test_what_users_type_is_no_markup(
+    quick_cell: QuickCell, model_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model_folders["gemma"], tmp_path / "odd [v2] [x]")
+    cell = quick_cell("model=local", "model.path=somewhere")
+    cell.model.path = str(folder)
+    rows_of([cell])
+    assert capsys.readouterr().out.count("odd [v2] [x]") >= 3
+
+
+def test_a_folder_that_cant_be_written_is_a_row(quick_cell: QuickCell, tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("a file where the folder should be")
+    (row,) = rows_of([quick_cell("lr=1e-3")])
+    assert row.outcome is Outcome.CRASHED
+    assert "while starting" in (row.reason or "")
 
 
 def test_losses_dont_depend_on_the_process_or_on_what_runs_beside(quick_cell: QuickCell) -> None:

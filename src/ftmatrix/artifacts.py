@@ -43,6 +43,9 @@ def write_result(ready: ReadyCell, trained: Trained, folder: Path) -> None:
         write_evaluation(result.test, ready, folder)
     if ready.cell.save_model:
         model: PreTrainedModel = trained.model  # type: ignore[assignment]
+        for adapter in getattr(model, "peft_config", {}).values():  # the base by its name, not by this machine's folder
+            adapter.base_model_name_or_path = ready.cell.model.hub_id or ready.cell.model.path or ready.cell.model.name
+            adapter.revision = ready.checkpoint.revision if ready.cell.model.hub_id else None
         model.save_pretrained(folder / "model")
         trained.framer.tokenizer.save_pretrained(folder / "model")
 
@@ -97,6 +100,7 @@ def environment(ready: ReadyCell) -> dict[str, object]:
         "packages": versions,
         "device": ready.accelerator.kind,
         "device_name": ready.accelerator.name,
+        "device_memory_bytes": ready.accelerator.memory_bytes,
         "threads": ready.threads,
         "cores": os.cpu_count(),
         "precision": ready.precision.value,
@@ -109,11 +113,12 @@ def environment(ready: ReadyCell) -> dict[str, object]:
 
 
 def source_commit() -> str | None:
-    """The git commit of this program, where it runs from a checkout."""
+    """The git commit of this program where it runs from a checkout of its own; it ends in -dirty after changes."""
+    git = ["git", "-C", str(PACKAGE)]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=5, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -75,19 +75,10 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """A content digest of a local folder: small files whole, large ones by size and 64 evenly spread blocks."""
-    block, blocks = 65_536, 64
+    """A digest of everything in a local folder that decides what the model computes."""
     content = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".safetensors", ".model", ".txt") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        content.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            if size <= block * blocks:
-                content.update(file.read())
-                continue
-            for index in range(blocks):
-                file.seek(index * (size - block) // (blocks - 1))
-                content.update(file.read(block))
+        if path.suffix in (".json", ".safetensors", ".model", ".txt") and path.is_file():
+            with path.open("rb") as file:
+                content.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return content.hexdigest()[:40]

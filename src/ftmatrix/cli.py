@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ftmatrix.errors import CellFailedError, ConfigError, FtmatrixError
+from ftmatrix.errors import CellFailedError, ConfigError, FtmatrixError, first_line, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -15,10 +15,10 @@ HELP = """\
 ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning rates and seeds.
 
   ftmatrix method=lora model=pocket-1m lr=1e-3 seed=0        one cell
-  ftmatrix -m method=full,lora,qlora lr=1e-4,1e-3 seed=0,1   a grid (-m: every combination of the commas)
+  ftmatrix method=full,lora,qlora lr=1e-4,1e-3 seed=0,1      a grid: every combination of the commas
   ftmatrix experiment={experiment}                               a study under experiments/
   ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
-  ftmatrix report [STUDY]                                    the table of a study's finished cells
+  ftmatrix report [STUDY]                                    a study's finished cells (default: those without one)
   ftmatrix ui                                                MLflow's user interface on the store
 
 Axes
@@ -35,13 +35,20 @@ Settings, the same for every method of a comparison
   framing.    template  max_length  spaces_for_underscores
   data.       limit  test_limit  validation_fraction  split_seed  common_intents  confusion_pair
   method.     r  alpha  dropout (LoRA and its kin)
-  device  threads  study  save_model  force  tracking.uri  hydra.launcher.n_jobs
+  study        the MLflow experiment that collects the runs (default: ftmatrix)
+  save_model   true keeps the adapter, or the whole model, as the run's artifact `model`
+  n_jobs       cells side by side    force   true runs again what is done    device  threads  work_dir
 
 Results go to MLflow: tracking.uri, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. A cell that is in the store
 is not run again. `ftmatrix --cfg job ARGUMENTS` prints the composed configuration; FTMATRIX_TRACEBACK=1 shows
 tracebacks.
 Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 wrong command, 130 interrupted.
 """
+
+
+COMMANDS = ("plan", "report", "ui", "help")
+QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
+"""Hydra's flags that run nothing."""
 
 
 def main() -> None:
@@ -53,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     """Do what the arguments ask; the exit code."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         _dispatch(list(arguments))
@@ -69,12 +77,20 @@ def run(arguments: Sequence[str]) -> int:
 
         _complain(error, explain(error))
         return 2
+    except YAMLError as error:
+        _complain(error, f"a YAML file can't be read: {' '.join(str(error).split())}")
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except Exception as error:
+        _complain(error, f"unexpected {type(error).__name__}: {first_line(error)} (FTMATRIX_TRACEBACK=1 shows where)")
+        return 1
     return 0
 
 
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
-        case ["-h" | "--help" | "help", *_]:
+        case [] | ["-h" | "--help" | "help", *_] | ["plan" | "report", "-h" | "--help"]:
             print(_help())
         case ["--version"]:
             print(f"ftmatrix {version('ftmatrix')}")
@@ -84,6 +100,8 @@ def _dispatch(arguments: list[str]) -> None:
             _report(rest)
         case ["ui", *rest]:
             _ui(rest)
+        case [word, *_] if word.isidentifier():
+            raise ConfigError(f"{word}: no such command; {nearest(word, COMMANDS)}; settings are written KEY=VALUE")
         case _:
             _hydra(arguments)
 
@@ -93,15 +111,12 @@ def _hydra(arguments: list[str]) -> None:
     import hydra
 
     from ftmatrix.config import config_folder, register_schemas
-    from ftmatrix.overrides import expand_experiment
+    from ftmatrix.overrides import expand
 
     register_schemas()
-    # one cell is a sweep of one: every command goes the launcher's way
-    sys.argv = [
-        "ftmatrix",
-        "--multirun",
-        *(word for word in expand_experiment(arguments) if word not in ("-m", "--multirun")),
-    ]
+    words = [word for word in expand(arguments) if word not in ("-m", "--multirun")]
+    # one cell is a sweep of one: what runs goes the launcher's way; Hydra's own questions are answered by Hydra
+    sys.argv = ["ftmatrix", *([] if QUESTIONS & set(words) else ["--multirun"]), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(run_one)()
 
@@ -123,18 +138,18 @@ def run_one(config: "DictConfig") -> Any:
 
 
 def _report(arguments: list[str]) -> None:
-    from rich.console import Console
-
-    from ftmatrix.table import comparison_table
+    from ftmatrix.display import open_console
+    from ftmatrix.table import fitting_table
     from ftmatrix.tracking import Store, tracking_uri
 
     if len(arguments) > 1:
         raise ConfigError(f"report {' '.join(arguments)}: takes one study at most, such as `ftmatrix report pocket`")
-    study = arguments[0] if arguments else "pocket"
+    study = arguments[0] if arguments else "ftmatrix"
     rows = Store(tracking_uri(None), study, create=False).complete()
     if not rows:
-        raise ConfigError(f"report {study}: no finished cell in the store; run `ftmatrix experiment={study}` first")
-    Console().print(comparison_table(rows, title=study))
+        raise ConfigError(f"report {study}: no finished cell in the store yet; run a sweep with study={study} first")
+    console = open_console()
+    console.print(fitting_table(rows, title=study, console=console))
 
 
 def _ui(arguments: list[str]) -> None:

@@ -1,13 +1,9 @@
-"""Where Hydra ends: a composed config becomes a typed, checked `Cell` with an identity."""
+"""Where Hydra ends: a composed config becomes a typed, checked `Cell`."""
 
 import dataclasses
-import hashlib
-import json
-import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +16,10 @@ import ftmatrix.methods
 from ftmatrix.data import DataSource
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framing
-from ftmatrix.hardware import Device, Precision
-from ftmatrix.methods import FullFineTuning, Method
+from ftmatrix.hardware import Device
+from ftmatrix.methods import Method
 from ftmatrix.models import Model
 from ftmatrix.settings import Evaluating, Training
-
-RESULT_VERSION = 1
-"""Raised when a change to this program changes what a cell comes to."""
 
 PACKAGE = Path(__file__).parent
 
@@ -101,48 +94,13 @@ class Cell:
             raise ConfigError(f"threads={self.threads}: must be at least 1, or null to choose by the model's size")
         if not re.fullmatch(r"[\w .-]+", self.study):
             raise ConfigError(f"study={self.study!r}: use letters, digits, spaces, '.', '_' and '-' only")
-        if self.model.from_scratch and not isinstance(self.method, FullFineTuning):
+        if self.model.from_scratch and self.method.trains_adapters:
             raise ConfigError(
                 f"model.from_scratch=true with method={self.method.name}: an adapter on random weights learns nothing "
                 "worth comparing; take method=full"
             )
         for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation):
             part.check()
-
-    def fingerprint(self, *, data_digest: str, revision: str, device: Device, precision: Precision) -> str:
-        """The cell's identity: 16 hex digits over everything that decides its result, and nothing else.
-
-        Paths, tracking, names and batching of the evaluation are left out; the content of data and model, the
-        device, the resolved precision and the versions that compute are in.
-        """
-        decides = plain(self)
-        for ignored in (
-            "study",
-            "device",
-            "save_model",
-            "force",
-            "plan",
-            "work_dir",
-            "tracking",
-            "evaluation",
-            "model",
-        ):
-            del decides[ignored]
-        for ignored in ("path", "name", "hub_id", "revision", "text_column", "label_column"):
-            decides["data"].pop(ignored, None)
-        del decides["method"]["name"]
-        decides["training"]["precision"] = precision.value
-        decides |= {
-            "strategy": type(self.method).__name__,
-            "attention": self.model.attention,
-            "from_scratch": self.model.from_scratch,
-            "data_digest": data_digest,
-            "model_revision": revision,
-            "device": device.value,
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-            "result_version": RESULT_VERSION,
-        }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def register_schemas() -> None:
@@ -172,6 +130,9 @@ def cell_from(config: DictConfig) -> Cell:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
     if not isinstance(cell, Cell):
         raise ConfigError("config.yaml must begin its defaults with `- cell`, the schema of an experiment")
+    unknown = sorted(set(map(str, config)) - {entry.name for entry in dataclasses.fields(Cell)})
+    if unknown:
+        raise ConfigError(f"+{unknown[0]}: nothing reads such a setting; remove it")
     cell.check()
     return cell
 
@@ -184,7 +145,7 @@ def plain(value: Any) -> Any:
         return value.value
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return value
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

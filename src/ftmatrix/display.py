@@ -1,11 +1,14 @@
 """What a person sees while a sweep runs: one bar for the whole and one a cell, or plain lines without a terminal."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -17,6 +20,15 @@ from rich.progress import (
 
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Step
+
+PLAIN_WIDTH = 160
+"""Columns of what is printed where there is no terminal to ask."""
+
+
+def open_console() -> Console:
+    """The terminal, or plain lines of a fixed width (COLUMNS sets another)."""
+    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PLAIN_WIDTH) if plain else Console()
 
 
 class Display:
@@ -48,10 +60,10 @@ class Display:
 
     def began(self, ready: ReadyCell) -> None:
         """A cell's process was started."""
-        task = self._progress.add_task(ready.cell.title, total=ready.steps, state="starting")
+        task = self._progress.add_task(escape(ready.cell.title), total=ready.steps, state="starting")
         self._cells[ready.fingerprint] = _CellLine(task, time.monotonic())
         if not self.console.is_terminal:
-            self.console.print(f"start  {ready.cell.title}", highlight=False)
+            self.console.print(f"start  {ready.cell.title}", highlight=False, markup=False)
 
     def phase(self, ready: ReadyCell, phase: str) -> None:
         """A cell entered a phase."""

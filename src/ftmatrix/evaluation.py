@@ -5,6 +5,7 @@ gold token. One forward pass therefore decides every message; only the misses ar
 confusion matrix, and once more within the label set where the free answer is none of the labels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,19 +71,22 @@ class Evaluator:
         """The free and the constrained answer to every message, and the mean nats a label token."""
         examples = self.framer.frame(messages)
         golds = self.gold_pass(examples)
-        missed = [row for row, gold in enumerate(golds) if not gold.hit]
+        finite = [math.isfinite(gold.nll) for gold in golds]  # a broken model answers nothing, and is scored so
+        missed = [row for row, gold in enumerate(golds) if finite[row] and not gold.hit]
         free = dict(zip(missed, self.generate([examples[row].prompt for row in missed]), strict=True))
         canonical = set(self.framer.label_ids.values())
         undecided = [row for row in missed if free[row] not in canonical]
         constrained = dict(zip(undecided, self.choose([examples[row].prompt for row in undecided]), strict=True))
         predictions = []
         for row, (message, gold) in enumerate(zip(messages, golds, strict=True)):
+            nll = gold.nll / gold.label_tokens
+            if not finite[row]:
+                predictions.append(Prediction(message.text, message.label, "", "", valid=False, nll=nll))
+                continue
             read = message.label if gold.hit else self._read(free[row])
             answer = read if read is not None else self.framer.text(free[row])
             best = constrained[row] if row in constrained else str(read)
-            predictions.append(
-                Prediction(message.text, message.label, answer, best, read is not None, gold.nll / gold.label_tokens)
-            )
+            predictions.append(Prediction(message.text, message.label, answer, best, read is not None, nll))
         return predictions, mean_nll(golds)
 
     def generate(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -132,7 +136,7 @@ class Evaluator:
         return lambda _, ids: followers.get(tuple(ids[width:].tolist()), finished)
 
     def _greedy(self) -> GenerationConfig:
-        """Plain greedy decoding, whatever sampling the model's own generation config asks for."""
+        """Plain greedy decoding; what it leaves open comes from the model's own config, which `load_model` bared."""
         return GenerationConfig(
             do_sample=False,
             max_new_tokens=self.framer.longest_label,
@@ -196,7 +200,7 @@ def score(
 
 def _pair_confusion(predictions: Sequence[Prediction], pair: tuple[str, str]) -> PairConfusion:
     errors = [prediction for prediction in predictions if prediction.label in pair and not prediction.correct]
-    crossed = sum(prediction.answer in pair for prediction in errors)
+    crossed = sum(prediction.valid and prediction.answer in pair for prediction in errors)
     if not errors:
         return PairConfusion(pair, 0, 0, None, None, None)
     interval = binomtest(crossed, len(errors)).proportion_ci(0.95, method="wilson")

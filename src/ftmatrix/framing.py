@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+LEAST_ROOM = 4
+"""Tokens of a message that must fit."""
 IGNORED = -100
 """Label id of positions that carry no loss."""
 
@@ -69,7 +71,8 @@ class Framer:
         self.framing, self.tokenizer, self.labels = framing, tokenizer, tuple(labels)
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
-        self.truncated = 0
+        self.cut: set[str] = set()
+        """Messages that didn't fit and lost their end."""
         self._label_of_text: dict[str, str] = {}
         for label in labels:
             text = framing.label_text(label).strip()
@@ -80,6 +83,16 @@ class Framer:
                 )
             self._label_of_text[text] = label
         self.label_ids = {label: self._encode_label(label) for label in labels}
+        before, after = framing.template.split("{text}")
+        begin = [token for token in tokenizer("")["input_ids"] if token != self.eos_id]  # the begin token, if any
+        self._before = [*begin, *tokenizer(before, add_special_tokens=False)["input_ids"]]
+        self._after = tokenizer(after, add_special_tokens=False)["input_ids"]
+        self._room = framing.max_length - self.longest_label - len(self._before) - len(self._after)
+        if self._room < LEAST_ROOM:
+            raise ConfigError(
+                f"framing.max_length={framing.max_length}: beside the template and the longest label, {self._room} "
+                f"tokens are left for the message; take at least {framing.max_length - self._room + LEAST_ROOM}"
+            )
 
     @property
     def longest_label(self) -> int:
@@ -95,14 +108,13 @@ class Framer:
         ]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The prompt's token ids of each text, cut so that every label still fits."""
-        room = self.framing.max_length - self.longest_label
-        encoded = self._encode_prompts(texts)
-        for index, ids in enumerate(encoded):
-            if len(ids) > room:
-                self.truncated += 1
-                encoded[index] = self._shortened(texts[index], len(ids) - room, room)
-        return encoded
+        """The prompt's token ids of each text, cut so that every label still fits.
+
+        A special token that stands in a message is text like any other.
+        """
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        self.cut |= {text for text, ids in zip(texts, encoded, strict=True) if len(ids) > self._room}
+        return [[*self._before, *ids[: self._room], *self._after] for ids in encoded]
 
     def read(self, ids: Iterable[int]) -> str | None:
         """The label that generated ids spell, or None where they spell none. Ids end before the end token."""
@@ -118,26 +130,7 @@ class Framer:
             raise DataError(
                 f"label {label!r}: this tokenizer can't write it (it reads back as {self.text(ids)!r}); rename it"
             )
-        if len(ids) + 8 > self.framing.max_length:
-            raise DataError(
-                f"label {label!r} takes {len(ids)} tokens; raise framing.max_length={self.framing.max_length}"
-            )
         return (*ids, self.eos_id)
-
-    def _encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        before, after = self.framing.template.split("{text}")
-        encoded = self.tokenizer([before + text + after for text in texts], return_attention_mask=False)["input_ids"]
-        return [ids[:-1] if ids and ids[-1] == self.eos_id else list(ids) for ids in encoded]
-
-    def _shortened(self, text: str, excess: int, room: int) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for kept in range(len(ids) - excess, -1, -1):
-            prompt = self._encode_prompts([str(self.tokenizer.decode(ids[:kept]))])[0]
-            if len(prompt) <= room:
-                return prompt
-        raise ConfigError(
-            f"framing.max_length={self.framing.max_length}: the template alone doesn't fit beside the labels"
-        )
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:

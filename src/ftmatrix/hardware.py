@@ -1,8 +1,11 @@
 """The accelerator there is, the precision it suits, threads and seeds."""
 
+import json
 import os
 import platform
 import random
+import subprocess
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING
 from ftmatrix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 class Device(Enum):
@@ -28,8 +31,8 @@ class Precision(Enum):
     """What weights, gradients and arithmetic are kept in. The same for every method of a comparison.
 
     fp32: everything in float32. mixed: trained weights and optimizer state in float32, arithmetic in bfloat16
-    (autocast), frozen weights stored in bfloat16. bf16: everything in bfloat16. There is no fp16: it overflows
-    Gemma 3's activations.
+    (autocast), frozen linear weights stored in bfloat16. bf16: everything in bfloat16. There is no fp16: it
+    overflows Gemma 3's activations.
     """
 
     auto = "auto"
@@ -71,11 +74,12 @@ class Accelerator:
 
 
 def pick(wanted: Device = Device.auto) -> Accelerator:
-    """The wanted device, or the best there is.
+    """The wanted device, or the best there is. A GPU is asked by a child process: the caller never touches it.
 
     Raises:
         UnsupportedError: the wanted device isn't here.
     """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counts GPUs without starting CUDA
     import torch
 
     available = {
@@ -89,27 +93,64 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     if not available[wanted]:
         here = ", ".join(device.value for device, there in available.items() if there)
         raise UnsupportedError(f"device={wanted.value} isn't available on this machine; available: {here}")
-    match wanted:
+    return ask_child(wanted) if wanted in (Device.cuda, Device.xpu) else describe(wanted)
+
+
+def describe(device: Device) -> Accelerator:
+    """The facts of a device that is here. On a GPU this starts its driver in the calling process."""
+    import torch
+
+    match device:
         case Device.cuda:
             properties = torch.cuda.get_device_properties(0)
             has_bf16 = properties.major >= 8 or torch.version.hip is not None
-            return Accelerator(wanted, properties.name, properties.total_memory, has_bf16)
+            return Accelerator(device, properties.name, properties.total_memory, has_bf16)
         case Device.xpu:
             card = torch.xpu.get_device_properties(0)
-            return Accelerator(wanted, card.name, card.total_memory, True)
+            return Accelerator(device, card.name, card.total_memory, has_bf16=True)
         case Device.mps:
-            return Accelerator(wanted, platform.processor() or "Apple", torch.mps.recommended_max_memory(), True)
+            memory_bytes = torch.mps.recommended_max_memory()
+            return Accelerator(device, platform.processor() or "Apple", memory_bytes, has_bf16=True)
         case _:
-            return Accelerator(wanted, processor_name(), _host_memory_bytes(), False)
+            return Accelerator(device, processor_name(), _host_memory_bytes(), has_bf16=False)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+def ask_child(device: Device) -> Accelerator:
+    """The facts of a device, found out by a process that ends at once.
+
+    Raises:
+        UnsupportedError: the device can't be started.
+    """
+    program = (
+        "import json, dataclasses; from ftmatrix.hardware import Device, describe;"
+        f"print(json.dumps(dataclasses.asdict(describe(Device.{device.value})) | {{'device': None}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UnsupportedError(f"device={device.value} can't be started: {done.stderr.strip().splitlines()[-1]}")
+    return Accelerator(**(json.loads(done.stdout.splitlines()[-1]) | {"device": device}))
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: its affinity, and a container's quota (Linux, cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit
+        return cores
+
+
+def seed_everything(seed: int, device: Device) -> None:
+    """Seed Python, NumPy and torch, and have a GPU take the kernels that give the same sums each time."""
     import numpy
     import torch
 
     random.seed(seed)
     numpy.random.seed(seed)
+    if device is not Device.cpu:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(seed)
 
 
@@ -118,14 +159,6 @@ def use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-
-
-def dtype_of(precision: Precision, *, trained: bool) -> "torch.dtype":
-    """The dtype in which trained or frozen weights are stored."""
-    import torch
-
-    full = precision is Precision.fp32 or (precision is Precision.mixed and trained)
-    return torch.float32 if full else torch.bfloat16
 
 
 def processor_name() -> str:

@@ -26,8 +26,8 @@ class Snapshot:
     commit: str
 
 
-def download(repository: Repository, named: str, patterns: Sequence[str]) -> Snapshot:
-    """Fetch the files of a repository that match, or find them in the cache.
+def download(repository: Repository, named: str, patterns: Sequence[str], *, fetch: bool = True) -> Snapshot:
+    """Fetch the files of a repository that match, or find them in the cache; `fetch=False` looks there only.
 
     `named` is what the user typed (`model=gemma3-270m`); it starts every error message.
 
@@ -38,7 +38,6 @@ def download(repository: Repository, named: str, patterns: Sequence[str]) -> Sna
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -53,6 +52,7 @@ def download(repository: Repository, named: str, patterns: Sequence[str]) -> Sna
             repo_type=repository.kind,
             revision=repository.revision,
             allow_patterns=list(patterns),
+            local_files_only=not fetch,
         )
     except GatedRepoError as error:
         raise GatedError(
@@ -66,12 +66,14 @@ def download(repository: Repository, named: str, patterns: Sequence[str]) -> Sna
     except RevisionNotFoundError as error:
         raise fail(f"{named}: {repository.id} has no revision {repository.revision!r}; or take {local}") from error
     except LocalEntryNotFoundError as error:
+        if not fetch:
+            raise fail(f"{named}: {page} isn't in the cache; a sweep fetches it first") from error
         licence = " (its licence must be accepted there)" if repository.gated else ""
         raise fail(
             f"{named}: {page} is neither in the cache nor reachable on the hub; connect this machine to the hub"
             f"{licence}, or take a local copy with {local}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # a boundary: the HTTP client's own errors share no base with the hub's
         raise fail(
             f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take a local copy with {local}"
         ) from error

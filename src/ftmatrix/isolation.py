@@ -12,14 +12,10 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 from ftmatrix.hardware import Device
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Step
-
-if TYPE_CHECKING:
-    from ftmatrix.runner import CellRun
 
 REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""
@@ -56,7 +52,11 @@ def warm_up(device: Device) -> None:
     # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
     preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if device is Device.cpu else [])]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
-    forkserver.ensure_running()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits this: Ctrl-C is the caller's affair
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class CellProcess:
@@ -116,25 +116,12 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     """The child: run the cell, send what happens, leave log and files in the cell's folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     _die_with_parent()
-    shutil.rmtree(ready.folder, ignore_errors=True)  # what an earlier, broken run left
-    ready.folder.mkdir(parents=True)
-    log = os.open(ready.log, os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-
-    from transformers.utils.logging import disable_progress_bar
-
-    from ftmatrix.runner import CellRun, failure
-
-    disable_progress_bar()
     reporter = _Reporter(connection)
-    run: CellRun | None = None
     try:
-        run = CellRun(ready, reporter)
-        result = _run(run, ready)
+        _redirect_output(ready)
+        result = _run(ready, reporter)
     except BaseException as error:
-        traceback.print_exc()
-        result = failure(error, run)
+        result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {error}")
     sys.stdout.flush()
     sys.stderr.flush()
     reporter.flush()
@@ -142,12 +129,33 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     connection.close()
 
 
-def _run(run: "CellRun", ready: ReadyCell) -> CellResult:
-    from ftmatrix.artifacts import write_facts, write_result
+def _redirect_output(ready: ReadyCell) -> None:
+    """Send what this process prints to the cell's log, in a folder cleared of what an earlier run left."""
+    shutil.rmtree(ready.folder, ignore_errors=True)
+    ready.folder.mkdir(parents=True)
+    log = os.open(ready.log, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
 
-    write_facts(ready, ready.folder)
-    trained = run.run()
-    write_result(ready, trained, ready.folder)
+
+def _run(ready: ReadyCell, reporter: "_Reporter") -> CellResult:
+    from transformers.utils.logging import disable_progress_bar
+
+    from ftmatrix.artifacts import write_facts, write_result
+    from ftmatrix.runner import CellRun, failure
+
+    disable_progress_bar()
+    if ready.cell.method.trains_adapters:  # before the clock starts: preloaded on a CPU, so no part of a cell's time
+        import ftmatrix.preload_adapters  # noqa: F401
+    run: CellRun | None = None
+    try:
+        write_facts(ready, ready.folder)
+        run = CellRun(ready, reporter)
+        trained = run.run()
+        write_result(ready, trained, ready.folder)
+    except BaseException as error:
+        traceback.print_exc()
+        return failure(error, run)
     return trained.result
 
 

@@ -1,10 +1,12 @@
 """Where a pretrained causal LM comes from, and how it is loaded: safetensors only, never remote code."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
+from safetensors import SafetensorError
 
 from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
 from ftmatrix.errors import ConfigError, ModelError, first_line
@@ -38,8 +40,10 @@ class Model:
 
     @property
     def title(self) -> str:
-        """The name, or a local folder's own."""
-        name = Path(self.path).expanduser().resolve().name if self.path else self.name
+        """The name; a local folder's own; a hub repository's own."""
+        name = self.hub_id.split("/")[1] if self.name == "hub" and self.hub_id else self.name
+        if self.path:
+            name = Path(self.path).expanduser().resolve().name
         return f"{name} from scratch" if self.from_scratch else name
 
     def check(self) -> None:
@@ -50,11 +54,15 @@ class Model:
         """
         if self.attention not in (known := ("sdpa", "eager", "flash_attention_2")):
             raise ConfigError(f"model.attention={self.attention}: available: {', '.join(known)}")
+        if self.name == "hub" and self.hub_id is None:
+            raise ConfigError("model=hub needs model.hub_id=OWNER/NAME, a repository on the Hugging Face hub")
+        if self.hub_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_id):
+            raise ConfigError(f"model.hub_id={self.hub_id}: must be OWNER/NAME, as on the repository's page")
         if self.name == "local" and self.path is None:
             raise ConfigError("model=local needs model.path=DIR, a folder with config.json, tokenizer and safetensors")
 
-    def locate(self) -> Checkpoint:
-        """The folder to load from; a hub model is downloaded, or found in the hub's cache.
+    def locate(self, *, fetch: bool = True) -> Checkpoint:
+        """The folder to load from; a hub model is found in the hub's cache, or downloaded if `fetch` allows it.
 
         Raises:
             ModelError: nothing usable there, or the hub can't be reached.
@@ -67,7 +75,8 @@ class Model:
             folder = PACKAGED / self.name
             return Checkpoint(folder, digest(folder), count_parameters(folder, f"model={self.name}"))
         patterns = ("*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja")
-        snapshot = download(Repository(self.hub_id, self.revision, gated=self.gated), f"model={self.name}", patterns)
+        repository = Repository(self.hub_id, self.revision, gated=self.gated)
+        snapshot = download(repository, f"model={self.name}", patterns, fetch=fetch)
         return Checkpoint(snapshot.folder, snapshot.commit, count_parameters(snapshot.folder, f"model={self.name}"))
 
 
@@ -91,7 +100,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
 def load_model(
     checkpoint: Checkpoint,
     *,
-    dtype: "torch.dtype",
+    dtype: "torch.dtype | str",
     device: str,
     quantization: "BitsAndBytesConfig | None" = None,
     attention: str = "sdpa",
@@ -102,7 +111,7 @@ def load_model(
     Raises:
         ModelError: the folder holds no causal LM that can be loaded without running its own code.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     try:
         if from_scratch:
@@ -110,7 +119,7 @@ def load_model(
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
             model.to(device)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 dtype=dtype,
                 quantization_config=quantization,
@@ -119,8 +128,29 @@ def load_model(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+            model, found = loaded
+            _check_complete(checkpoint, found)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(f"{checkpoint.folder}: not a causal LM that can be loaded ({first_line(error)})") from error
-    model.config.use_cache = False
+    own = model.generation_config
+    # what the model is evaluated with, and saved with: greedy, without penalties or sampling of its own
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
     return cast("PreTrainedModel", model)
+
+
+def _check_complete(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose gaps would be filled with random weights.
+
+    Raises:
+        ModelError: a tensor is missing, or of another shape than the config says.
+    """
+    wanting = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in found.get(key) or ())
+    if wanting:
+        raise ModelError(
+            f"{checkpoint.folder}: {len(wanting)} tensor(s) are missing or misshapen, such as "
+            f"{wanting[0]}; download or save it again"
+        )

@@ -16,19 +16,21 @@ from ftmatrix.methods import SCHEMAS as METHOD_SCHEMAS
 GROUPS = ("method", "model", "data")
 
 
-def expand_experiment(arguments: Sequence[str]) -> list[str]:
-    """`experiment=NAME` as Hydra knows it: the grid of experiments/NAME.
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Our own short forms as Hydra knows them: `experiment=NAME` and `n_jobs=N`.
 
     Raises:
         ConfigError: there is no such study.
     """
     expanded = []
     for argument in arguments:
-        key, _, name = argument.partition("=")
+        key, _, value = argument.partition("=")
         if key == "experiment":
-            if name not in (known := studies()):
-                raise ConfigError(f"experiment={name}: no such study; {nearest(name, known)}")
-            argument = f"+experiments={name}/grid"
+            if value not in (known := studies()):
+                raise ConfigError(f"experiment={value}: no such study; {nearest(value, known)}")
+            argument = f"+experiments={value}/grid"
+        elif key == "n_jobs":
+            argument = f"hydra.launcher.{argument}"
         expanded.append(argument)
     return expanded
 
@@ -51,32 +53,35 @@ def keys() -> set[str]:
     for group, schemas in nested.items():
         for schema in schemas:
             found |= set(_dotted(schema, f"{group}."))
-    return found | {"experiment", "hydra.launcher.n_jobs"}
+    return found | {"experiment", "n_jobs"}
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """Hydra's refusal of a command, in one line: the value, the rule, the way out."""
     said = " ".join(str(link) for link in _causes(error))
     if found := re.search(r"Could not (?:override|append to config|delete from config)\.? '([^']+)'", said):
-        key = found[1]
-        return f"{key}: no such setting; {_nearest_keys(key)}"
-    if found := re.search(r"Could not find '([^'/]+)/([^']+)'", said):
-        return f"{found[1]}={found[2]}: no such {found[1]}; {nearest(found[2], options(found[1]))}"
-    if found := re.search(r"Could not load '([^'/]+)/([^']+)'", said):
-        return f"{found[1]}={found[2]}: no such {found[1]}; {nearest(found[2], options(found[1]))}"
+        return _unknown(found[1])
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", said):
+        listed = re.search(r"Available options in '[^']+':([\s\w.-]*)", said)
+        known = listed[1].split() if listed else options(found[1])
+        return f"{found[1]}={found[2]}: no such {found[1].rpartition('/')[2]}; {nearest(found[2], known)}"
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '[^']+').*?full_key: (\S+)", said, re.DOTALL):
-        return f"{found[2]}: no such setting; {_nearest_keys(found[2])}"
+        return _unknown(found[2])
     if found := re.search(r"full_key: (\S+)", said):
         refusals = [link for link in _causes(error) if isinstance(link, OmegaConfBaseException)]
         return f"{found[1]}: {str(refusals[0]).splitlines()[0]}"
     return " ".join(str(error).split())
 
 
-def _nearest_keys(key: str) -> str:
+def _unknown(key: str) -> str:
+    if key.startswith("experiments"):
+        return "experiments: a study's grid.yaml must begin with the line `# @package _global_`"
     known = keys()
+    if key in known:
+        return f"{key}: not a setting of this {key.partition('.')[0]}; `ftmatrix --cfg job …` shows which it has"
     inner = {name for name in known if "." in key and name.startswith(key.partition(".")[0] + ".")}
-    top = {name.partition(".")[0] for name in known} | {name for name in known if "." not in name}
-    return nearest(key, inner or (top if "." not in key else known))
+    top = {name.partition(".")[0] for name in known}
+    return f"{key}: no such setting; {nearest(key, inner or (known if '.' in key else top))}"
 
 
 def _dotted(schema: type, prefix: str) -> Iterator[str]:

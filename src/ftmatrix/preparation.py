@@ -1,17 +1,22 @@
 """From typed cells to cells that can start: model found, data checked, device picked, identity known."""
 
-import os
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, cast
 
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.data import Dataset
-from ftmatrix.errors import FtmatrixError, UnsupportedError
-from ftmatrix.hardware import Accelerator, Device, Precision, pick
-from ftmatrix.records import CellResult
+from ftmatrix.errors import FtmatrixError, UnsupportedError, first_line
+from ftmatrix.hardware import Accelerator, Device, Precision, pick, usable_cores
+from ftmatrix.records import CellResult, Outcome
+
+RESULT_VERSION = 1
+"""Raised when a change to this program changes what a cell comes to."""
 
 SMALL_MODEL_PARAMETERS = 50_000_000
 """Below this, more than one CPU thread costs more than it gives; side by side cells use the cores better."""
@@ -30,7 +35,30 @@ class ReadyCell:
     precision: Precision
     precision_reason: str
     threads: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The cell's identity: 16 hex digits over everything that decides its result or its measurements.
+
+        Left out: paths, names, tracking. Put in: the content of data and model, the device, what "auto" came to,
+        and the versions of what computes.
+        """
+        cell = self.cell
+        packages = ["torch", "transformers", *(["peft", "bitsandbytes"] if cell.method.trains_adapters else [])]
+        decides = {
+            "method": plain(cell.method) | {"name": type(cell.method).__name__},
+            "model": [self.checkpoint.revision, cell.model.attention, cell.model.from_scratch],
+            "data": [self.dataset.digest, cell.data.common_intents, cell.data.confusion_pair],
+            "axes": [cell.lr, cell.seed],
+            "training": plain(cell.training) | {"precision": self.precision.value},
+            "framing": plain(cell.framing),
+            "evaluation": plain(cell.evaluation),
+            "device": [self.accelerator.kind, self.accelerator.name],
+            "threads": self.threads if self.accelerator.device is Device.cpu else None,
+            "versions": {name: version(name) for name in packages},
+            "result_version": RESULT_VERSION,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
@@ -78,23 +106,29 @@ class Shared:
         return cast(Found, found)
 
 
-def prepare(cells: Sequence[Cell]) -> list[Prepared]:
-    """Prepare cells in order. Models and data sets that several cells share are found and read once."""
+def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
+    """Prepare cells in order. Models and data sets that several cells share are found and read once.
+
+    `fetch=False` takes hub models from the cache only.
+    """
     shared = Shared()
     prepared: list[Prepared] = []
     for cell in cells:
         try:
-            prepared.append(_prepare(cell, shared))
+            prepared.append(_prepare(cell, shared, fetch=fetch))
         except FtmatrixError as error:
             prepared.append(FailedCell(cell, CellResult(error.outcome, str(error))))
+        except Exception as error:  # one cell's surprise must not cost the others
+            reason = f"{type(error).__name__} while preparing {cell.title}: {first_line(error)}"
+            prepared.append(FailedCell(cell, CellResult(Outcome.CRASHED, reason)))
     return prepared
 
 
-def _prepare(cell: Cell, shared: Shared) -> ReadyCell:
+def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell:
     accelerator = shared(lambda: pick(cell.device), "device", cell.device)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
-    checkpoint = shared(cell.model.locate, "model", plain(cell.model))
+    checkpoint = shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model))
     dataset = shared(cell.data.load, "data", plain(cell.data))
     precision, reason = accelerator.suitable(cell.training.precision)
     return ReadyCell(
@@ -105,12 +139,6 @@ def _prepare(cell: Cell, shared: Shared) -> ReadyCell:
         precision,
         reason,
         threads=cell.threads or _threads(checkpoint),
-        fingerprint=cell.fingerprint(
-            data_digest=dataset.digest,
-            revision=checkpoint.revision,
-            device=accelerator.device,
-            precision=precision,
-        ),
     )
 
 
@@ -118,8 +146,8 @@ def default_jobs(cells: Sequence[ReadyCell]) -> int:
     """How many cells to run side by side: as many as the cores allow on a CPU, one on an accelerator."""
     if not cells or any(ready.accelerator.device is not Device.cpu for ready in cells):
         return 1
-    return max(1, (os.cpu_count() or 1) // max(ready.threads for ready in cells))
+    return max(1, usable_cores() // max(ready.threads for ready in cells))
 
 
 def _threads(checkpoint: Checkpoint) -> int:
-    return 1 if checkpoint.parameters < SMALL_MODEL_PARAMETERS else os.cpu_count() or 1
+    return 1 if checkpoint.parameters < SMALL_MODEL_PARAMETERS else usable_cores()

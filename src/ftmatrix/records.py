@@ -162,10 +162,6 @@ class CellResult:
     precision: str | None = None
     notes: tuple[str, ...] = ()
 
-    def peak(self, phase: str) -> PhasePeak | None:
-        """The peak of a phase: load, train or evaluate."""
-        return next((peak for peak in self.peaks if peak.phase == phase), None)
-
 
 Record = TypeVar("Record")
 

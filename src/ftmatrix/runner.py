@@ -62,12 +62,11 @@ class CellRun:
             torch.OutOfMemoryError: memory ran out.
         """
         ready, cell = self.ready, self.ready.cell
-        seed_everything(cell.seed)
+        seed_everything(cell.seed, ready.accelerator.device)
         with self._part(Phase.LOAD, "setup"):
             framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
             model, weight_bytes = self._load()
             examples = framer.frame(ready.dataset.train)
-            truncated = framer.truncated
         evaluator = Evaluator(
             model, framer, settings=cell.evaluation, accelerator=ready.accelerator, precision=ready.precision
         )
@@ -110,7 +109,7 @@ class CellRun:
             weight_bytes=weight_bytes,
             device=ready.accelerator.name,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
-            notes=self._notes(truncated),
+            notes=self._notes(len(framer.cut)),
         )
         return Trained(result, model, framer)
 
@@ -149,9 +148,11 @@ class CellRun:
             majority_share=max(labels.values()) / labels.total(),
         )
 
-    def _notes(self, truncated: int) -> tuple[str, ...]:
-        cut = f"{truncated} training message(s) cut to framing.max_length={self.ready.cell.framing.max_length} tokens"
-        return (*self.ready.dataset.notes, *([cut] if truncated else []))
+    def _notes(self, cut: int) -> tuple[str, ...]:
+        if not cut:
+            return self.ready.dataset.notes
+        length = self.ready.cell.framing.max_length
+        return (*self.ready.dataset.notes, f"{cut} message(s) cut to framing.max_length={length} tokens")
 
     @contextmanager
     def _part(self, phase: Phase, part: str) -> Iterator[None]:

@@ -1,27 +1,27 @@
 """A sweep: plan every cell, skip what is done, run the rest side by side, end with the table."""
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ftmatrix.config import Cell
-from ftmatrix.display import Display
+from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
+from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, default_jobs, prepare
 from ftmatrix.records import Outcome
-from ftmatrix.table import UNKNOWN, as_csv, as_text, comparison_table, failures
+from ftmatrix.table import UNKNOWN, as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row, RunWriter, Store, tracking_uri
 
-LINE_WIDTH = 160
-"""Columns of what is printed where there is no terminal to ask."""
+POLL_SECONDS = 0.5
+"""How long an interrupt may wait for the next event."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,17 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
         ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
         KeyboardInterrupt: after the running cells were stopped and their runs closed.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=LINE_WIDTH)
+    console = open_console()
     first = cells[0]
     _check(cells, n_jobs)
     store = Store(tracking_uri(first.tracking.uri), first.study)
-    planned = plan(cells, store)
+    planned = plan(cells, store, fetch=not first.plan)
     if first.plan:
         console.print(plan_table(planned))
         return [None] * len(cells)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
-    waiting = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
+    ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
+    waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
     done = sum(item.done_run is not None for item in planned)
     if done:
         console.print(
@@ -71,17 +72,19 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     with store.sweep(name, len(planned)) as writer:
         runs = [item.done_run or _record_failure(item.prepared, store, name) for item in planned]
         started = _Scheduler(store, name, Display(console, waiting)).run(waiting, n_jobs or default_jobs(waiting))
-        rows = store.rows([run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)])
-        table = comparison_table(rows, title=f"{first.study}, sweep {name}")
+        run_ids = [run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)]
+        row_of = {row.run_id: row for row in store.rows(list(dict.fromkeys(run_ids)))}
+        rows = list(row_of.values())
+        title = f"{first.study}, sweep {name}"
         writer.text("comparison.csv", as_csv(rows))
-        writer.text("comparison.txt", as_text(table))
-        writer.describe(f"```\n{as_text(table)}\n```")
-    console.print(table)
+        writer.text("comparison.txt", as_text(rows, title=title))
+        writer.describe(f"```\n{as_text(rows, title=title)}\n```")
+    console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` compares the runs."
     console.print(recorded, highlight=False, soft_wrap=True)
-    return list(rows)
+    return [row_of[run_id] for run_id in run_ids]
 
 
 def _check(cells: Sequence[Cell], n_jobs: int | None) -> None:
@@ -94,11 +97,10 @@ def _check(cells: Sequence[Cell], n_jobs: int | None) -> None:
         raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or null to choose by cores and cells")
 
 
-def plan(cells: Sequence[Cell], store: Store) -> list[Planned]:
-    """What a sweep over these cells would do."""
-    prepared = prepare(cells)
-    wanted = [ready.fingerprint for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force]
-    finished = store.finished(wanted)
+def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Planned]:
+    """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only."""
+    prepared = prepare(cells, fetch=fetch)
+    finished = store.finished(ready for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force)
     return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
 
 
@@ -118,7 +120,7 @@ def plan_table(planned: Sequence[Planned]) -> Table:
         cell = item.prepared.cell
         steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
         axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
-        table.add_row(*axes, steps, item.action)
+        table.add_row(*(Text(word) for word in (*axes, steps, item.action)))
     return table
 
 
@@ -140,16 +142,18 @@ class _Scheduler:
 
     def run(self, cells: Sequence[ReadyCell], jobs: int) -> dict[str, str]:
         """Run every cell once; run ids by fingerprint."""
-        waiting = list({ready.fingerprint: ready for ready in cells}.values())
+        waiting = list(cells)
         run_ids: dict[str, str] = {}
-        with self.display.live():
+        with self.display.live(), Interrupts() as interrupts:
             try:
                 while waiting or self.running:
                     while waiting and len(self.running) < jobs:
+                        interrupts.check()
                         ready = waiting.pop(0)
                         run_ids[ready.fingerprint] = self._start(ready)
-                    for connection in wait(list(self.running)):
+                    for connection in wait(list(self.running), timeout=POLL_SECONDS):
                         self._receive(cast(Connection, connection))
+                    interrupts.check()
             except BaseException:
                 self._stop()
                 raise
@@ -158,7 +162,11 @@ class _Scheduler:
     def _start(self, ready: ReadyCell) -> str:
         warm_up(ready.accelerator.device)
         writer = self.store.start(ready, self.sweep_name)
-        process = CellProcess(ready)
+        try:
+            process = CellProcess(ready)
+        except BaseException:
+            writer.abandon("its process could not be started")
+            raise
         self.running[process.connection] = (process, writer)
         self.display.began(ready)
         return writer.run_id
@@ -172,9 +180,9 @@ class _Scheduler:
                 writer.steps(steps)
                 self.display.stepped(process.ready, steps)
             case Ended(result):
+                writer.finish(result, process.ready.folder)
                 del self.running[connection]
                 process.close()
-                writer.finish(result, process.ready.folder)
                 self.display.ended(process.ready, result)
                 if result.outcome is Outcome.COMPLETED:
                     shutil.rmtree(process.ready.folder, ignore_errors=True)

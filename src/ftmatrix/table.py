@@ -4,7 +4,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -51,14 +50,21 @@ def seconds(value: float) -> str:
 
 COLUMNS = (
     Column("accuracy %", "accuracy", percent),
-    Column("in label set %", "accuracy_constrained", percent),
-    Column("invalid %", "invalid_rate", percent),
-    Column("macro-F1 %", "macro_f1", percent),
-    Column("val NLL", "val_nll", "{:.3f}".format),
     Column("peak train MiB", "peak_bytes_train", mebibytes),
     Column("train s", "seconds_train", seconds),
+    Column("val NLL", "val_nll", "{:.3f}".format),
+    Column("macro-F1 %", "macro_f1", percent),
+    Column("invalid %", "invalid_rate", percent),
+    Column("in label set %", "accuracy_constrained", percent),
     Column("trained params", "trainable_parameters", "{:,.0f}".format),
 )
+"""In the order in which a narrow terminal gives them up, the last ones first."""
+
+LEAST_COLUMNS = 3
+"""Shown however narrow the terminal is."""
+
+NO_SETTINGS = ("lr", "seed", "study", "save_model", "device")
+"""Parameters that are axes of their own or decide no result."""
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -66,25 +72,53 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.data, row.model, row.method, row.lr, row.seed))
 
 
-def comparison_table(rows: Sequence[Row], *, title: str) -> Table:
-    """The comparison for a terminal. The best accuracy of each model is bold; failures have their outcome."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("model", "method"):
+def fitting_table(rows: Sequence[Row], *, title: str, console: Console) -> Table:
+    """The comparison with as many of `COLUMNS` as the console is wide."""
+    for count in range(len(COLUMNS), LEAST_COLUMNS, -1):
+        table = comparison_table(rows, title=title, columns=COLUMNS[:count])
+        if width_of(table) <= console.width:
+            return table
+    return comparison_table(rows, title=title, columns=COLUMNS[:LEAST_COLUMNS])
+
+
+def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Column] = COLUMNS) -> Table:
+    """A row a cell, the best accuracy of each model in bold. What else differs between cells has a column too."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    several_data = len({row.data for row in rows}) > 1
+    differing = differing_settings(rows)
+    names = [*(["data"] if several_data else []), "model", "method", *(["settings"] if differing else [])]
+    for name in names:
         table.add_column(name, no_wrap=True)
     for name in ("lr", "seed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
-    for column in COLUMNS:
-        justify: Literal["right"] = "right"
-        table.add_column(column.title, justify=justify)
+    for column in columns:
+        table.add_column(column.title, justify="right")
     best = _best_accuracy(rows)
     for row in in_order(rows):
+        shown = {
+            "data": row.data,
+            "model": row.model,
+            "method": row.method,
+            "settings": " ".join(f"{key}={row.settings[key]}" for key in differing if key in row.settings),
+        }
         figures = [
             Text(_shown(row, column), style="bold" if column.metric == "accuracy" and _is_best(row, best) else "")
-            for column in COLUMNS
+            for column in columns
         ]
-        table.add_row(row.model, row.method, f"{row.lr:g}", str(row.seed), _outcome(row), *figures)
+        axes = [Text(shown[name]) for name in names]
+        table.add_row(*axes, f"{row.lr:g}", str(row.seed), _outcome(row), *figures)
     return table
+
+
+def differing_settings(rows: Sequence[Row]) -> list[str]:
+    """Settings in which cells of one method, model and data set differ beside rate and seed."""
+    values: dict[str, dict[tuple[str, str, str], set[str]]] = {}
+    for row in rows:
+        for key, value in row.settings.items():
+            if key not in NO_SETTINGS:
+                values.setdefault(key, {}).setdefault((row.method, row.model, row.data), set()).add(value)
+    return sorted(key for key, groups in values.items() if any(len(found) > 1 for found in groups.values()))
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
@@ -107,11 +141,17 @@ def as_csv(rows: Sequence[Row]) -> str:
     return str(pandas.DataFrame.from_records(records).to_csv(index=False))
 
 
-def as_text(table: Table, *, width: int = 180) -> str:
-    """A table as plain text."""
-    console = Console(file=io.StringIO(), width=width, no_color=True)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+def as_text(rows: Sequence[Row], *, title: str) -> str:
+    """The comparison as plain text, with every column."""
+    table = comparison_table(rows, title=title)
+    file = io.StringIO()
+    Console(file=file, no_color=True, width=width_of(table)).print(table)
+    return file.getvalue()
+
+
+def width_of(table: Table) -> int:
+    """Columns that a table takes if nothing limits it."""
+    return Console(width=10_000).measure(table).maximum
 
 
 def _outcome(row: Row) -> Text:

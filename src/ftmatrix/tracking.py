@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftmatrix.config import Cell, flat, plain
-from ftmatrix.errors import ConfigError, nearest
+from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.metrics import STEP_SERIES, result_metrics
 from ftmatrix.preparation import Prepared, ReadyCell
 from ftmatrix.records import CellResult, Outcome, Step
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 EXPERIMENT_KIND = "custom_model_development"
+COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
+"""The runs whose result is whole."""
+WEIGHTS_TAG = "weights"
+"""Set on a run that keeps its fine-tuned weights."""
 METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
 HELD_STEPS = 150
@@ -37,9 +42,26 @@ def tracking_uri(configured: str | None) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def _check_reachable(uri: str, *, create: bool) -> None:
+    """Ask a store whether it is there before MLflow does, which would try for minutes.
+
+    Raises:
+        ConfigError: a server doesn't answer, or a file that shouldn't be created isn't there.
+    """
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+        except OSError as error:
+            raise ConfigError(
+                f"tracking.uri={uri}: no MLflow server answers there ({first_line(error)}); start it, or take another"
+            ) from error
+    elif uri.startswith("sqlite:///") and not create and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
+
+
 @dataclass(frozen=True)
 class Row:
-    """A cell as the store knows it: what a comparison table is made of. Metrics are named as in MLflow."""
+    """A cell as the store knows it: what a comparison table is made of. Metrics and settings are named as in MLflow."""
 
     run_id: str
     method: str
@@ -51,6 +73,7 @@ class Row:
     reason: str | None
     stability: str | None
     metrics: dict[str, float]
+    settings: dict[str, str]
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where the cell never came to it."""
@@ -70,26 +93,51 @@ class Store:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module="mlflow")
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         self.uri, self.study = uri, study
-        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-        experiment = self.client.get_experiment_by_name(study)
-        if experiment is None and not create:
-            known = [other.name for other in self.client.search_experiments()]
-            raise ConfigError(f"{study}: no such study in {uri}; {nearest(study, known)}")
-        if experiment is None:  # the kind makes the user interface open on runs and their curves
-            self.experiment_id = self.client.create_experiment(study, tags={"mlflow.experimentKind": EXPERIMENT_KIND})
-        else:
-            self.experiment_id = experiment.experiment_id
+        _check_reachable(uri, create=create)
+        try:
+            self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+            experiment = self.client.get_experiment_by_name(study)
+            if experiment is None and not create:
+                known = [other.name for other in self.client.search_experiments()]
+                raise ConfigError(f"{study}: no such study in {uri}; {nearest(study, known)}")
+            self.experiment_id = experiment.experiment_id if experiment else self._create()
+        except MlflowException as error:
+            raise ConfigError(f"tracking.uri={uri}: MLflow can't use it ({first_line(error)})") from error
 
-    def finished(self, fingerprints: Iterable[str]) -> dict[str, str]:
-        """Run ids of complete cells, by fingerprint; the newest where a cell was run again."""
-        wanted = set(fingerprints)
-        return {fingerprint: run.info.run_id for fingerprint, run in self._complete().items() if fingerprint in wanted}
+    def _create(self) -> str:
+        # the kind makes the user interface open on runs and their curves
+        tags = {"mlflow.experimentKind": EXPERIMENT_KIND}
+        return self.client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
+
+    def _artifacts(self) -> str | None:
+        """Beside a SQLite file, wherever the command is typed; elsewhere the server decides."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        folder = Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / self.study
+        return folder.as_uri()
+
+    def finished(self, cells: Iterable[ReadyCell]) -> dict[str, str]:
+        """Run ids of complete cells, by fingerprint; the newest where a cell was run again.
+
+        A cell that asks for its weights is complete only with them.
+        """
+        weights_wanted = {ready.fingerprint: ready.cell.save_model for ready in cells}
+        found: dict[str, str] = {}
+        for run in self._search(COMPLETE):
+            fingerprint = run.data.tags["fingerprint"]
+            if fingerprint in weights_wanted and (not weights_wanted[fingerprint] or WEIGHTS_TAG in run.data.tags):
+                found.setdefault(fingerprint, run.info.run_id)
+        return found
 
     def complete(self) -> list[Row]:
         """Every complete cell of the study."""
-        return [_row(run) for run in self._complete().values()]
+        newest: dict[str, Run] = {}
+        for run in self._search(COMPLETE):
+            newest.setdefault(run.data.tags["fingerprint"], run)
+        return [_row(run) for run in newest.values()]
 
     def rows(self, run_ids: Sequence[str]) -> list[Row]:
         """The cells of these runs, in order."""
@@ -100,9 +148,13 @@ class Store:
         cell = prepared.cell
         run = self.client.create_run(self.experiment_id, run_name=cell.title, tags=_tags(prepared, sweep))
         writer = RunWriter(self.client, run.info.run_id)
-        writer.parameters(cell)
-        if isinstance(prepared, ReadyCell):
-            writer.inputs(prepared)
+        try:
+            writer.parameters(cell)
+            if isinstance(prepared, ReadyCell):
+                writer.inputs(prepared)
+        except BaseException:
+            writer.abandon("it could not be started")
+            raise
         return writer
 
     @contextmanager
@@ -116,12 +168,6 @@ class Store:
             self.client.set_terminated(run.info.run_id, "KILLED")
             raise
         self.client.set_terminated(run.info.run_id, "FINISHED")
-
-    def _complete(self) -> "dict[str, Run]":
-        found: dict[str, Run] = {}
-        for run in self._search("tags.kind = 'cell' AND tags.complete = 'true'"):
-            found.setdefault(run.data.tags["fingerprint"], run)
-        return found
 
     def _search(self, query: str) -> "Iterator[Run]":
         token = None
@@ -147,8 +193,10 @@ class SweepWriter:
         self.client.log_text(self.run_id, text, name)
 
     def describe(self, markdown: str) -> None:
-        """What MLflow's user interface shows on top of the run's page."""
-        self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
+        """What MLflow's user interface shows on top of the run's page; it takes 8,000 characters."""
+        self.client.set_tag(
+            self.run_id, "mlflow.note.content", markdown if len(markdown) < 8000 else "See comparison.txt."
+        )
 
 
 class RunWriter:
@@ -254,6 +302,8 @@ def _tags(prepared: Prepared, sweep: str) -> dict[str, str]:
         "lr": f"{cell.lr:g}",
         "seed": str(cell.seed),
     }
+    if cell.save_model:
+        tags[WEIGHTS_TAG] = "model"
     if isinstance(prepared, ReadyCell):
         tags |= {
             "fingerprint": prepared.fingerprint,
@@ -278,6 +328,7 @@ def _row(run: "Run") -> Row:
         reason=tags.get("reason"),
         stability=tags.get("stability"),
         metrics=dict(run.data.metrics),
+        settings=dict(run.data.params),
     )
 
 

@@ -87,6 +87,9 @@ class DataSource:
         raw = self.read()
         for split, messages in (("train", raw.train), ("test", raw.test), ("validation", raw.validation or ())):
             check_messages(messages, f"{raw.source}, {split}")
+        intents = len({message.label for message in raw.train})
+        if self.limit is not None and self.limit < 2 * intents:
+            raise DataError(f"data.limit={self.limit}: {raw.source} has {intents} intents; take at least {2 * intents}")
         train = stratified_subset(raw.train, self.limit or len(raw.train), seed=self.split_seed)
         test = stratified_subset(raw.test, self.test_limit or len(raw.test), seed=self.split_seed)
         if raw.validation is None:

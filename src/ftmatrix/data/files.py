@@ -9,7 +9,7 @@ from typing import Any
 
 from ftmatrix.data.base import DataSource, RawSplits
 from ftmatrix.data.dataset import Message, Messages
-from ftmatrix.errors import DataError, nearest
+from ftmatrix.errors import DataError
 
 csv.field_size_limit(1_000_000)
 
@@ -44,7 +44,8 @@ def read_csv(path: Path, *, text_column: str = "text", label_column: str = "cate
             columns = reader.fieldnames or []
             for column in (text_column, label_column):
                 if column not in columns:
-                    raise DataError(f"{path}: no column {column!r}; {nearest(column, columns)}")
+                    key = "text_column" if column == text_column else "label_column"
+                    raise DataError(f"{path}: no column {column!r} among {', '.join(columns)}; name it with data.{key}")
             messages = []
             for row in reader:
                 if None in row or None in row.values():

@@ -1,7 +1,7 @@
 """What a fine-tuning method has to answer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 @dataclass
 class Method:
     """A way to adapt a pretrained causal LM. Subclasses override what differs from "load in the trained dtype"."""
+
+    trains_adapters: ClassVar[bool] = False
+    """Whether it trains adapters on a frozen base, by PEFT."""
 
     name: str = MISSING
     """What tables and run names call it."""
@@ -30,8 +33,8 @@ class Method:
         """Why the method can't run on a device; None where it can."""
         return None
 
-    def weights_dtype(self, precision: Precision) -> "torch.dtype":
-        """The dtype to load the base model's weights in."""
+    def weights_dtype(self, precision: Precision) -> "torch.dtype | str":
+        """The dtype to load the base model's weights in; "auto" is the one that they are stored in."""
         raise NotImplementedError
 
     def quantization(self, precision: Precision) -> "BitsAndBytesConfig | None":

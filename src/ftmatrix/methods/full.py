@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftmatrix.hardware import Precision, dtype_of
+from ftmatrix.hardware import Precision
 from ftmatrix.methods.base import Method
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ class FullFineTuning(Method):
     """Train all weights of the base model."""
 
     def weights_dtype(self, precision: Precision) -> "torch.dtype":
-        return dtype_of(precision, trained=True)
+        import torch
+
+        return torch.bfloat16 if precision is Precision.bf16 else torch.float32
 
     def adapt(self, model: "PreTrainedModel", precision: Precision) -> "torch.nn.Module":
         return model.requires_grad_(True)

@@ -1,12 +1,13 @@
 """LoRA and its variants: low-rank adapters on all linear layers, over a plain or a quantised base."""
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ftmatrix.errors import ConfigError
-from ftmatrix.hardware import Accelerator, Device, Precision, dtype_of
+from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.methods.base import Method
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class Lora(Method):
     """Rank-stabilised scaling (rsLoRA)."""
     quantize: Quantization = Quantization.none
 
+    trains_adapters: ClassVar[bool] = True
+
     def check(self) -> None:
         if self.r < 1:
             raise ConfigError(f"method.r={self.r}: the rank must be at least 1")
-        if self.alpha <= 0:
+        if not 0 < self.alpha < math.inf:
             raise ConfigError(
-                f"method.alpha={self.alpha:g}: must be above 0 (alpha / r scales the adapters; try {2 * self.r})"
+                f"method.alpha={self.alpha:g}: must be a number above 0, such as {2 * self.r} (alpha / r scales)"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"method.dropout={self.dropout:g}: must lie in [0, 1)")
@@ -63,19 +66,22 @@ class Lora(Method):
                 return f"4-bit weights on Apple MPS need torch 2.9 or newer; this is {torch.__version__}"
         return None
 
-    def weights_dtype(self, precision: Precision) -> "torch.dtype":
-        return dtype_of(precision, trained=False)
+    def weights_dtype(self, precision: Precision) -> "torch.dtype | str":
+        import torch
+
+        return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}.get(precision, "auto")
 
     def quantization(self, precision: Precision) -> "BitsAndBytesConfig | None":
         if self.quantize is Quantization.none:
             return None
+        import torch
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype_of(precision, trained=False),
+            bnb_4bit_compute_dtype=torch.float32 if precision is Precision.fp32 else torch.bfloat16,
         )
 
     def adapt(self, model: "PreTrainedModel", precision: Precision) -> "torch.nn.Module":
@@ -83,6 +89,8 @@ class Lora(Method):
 
         if self.quantize is Quantization.nf4:
             _keep_arithmetic(model)
+        if precision is Precision.mixed:
+            _halve_linear_weights(model)
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.r,
@@ -94,6 +102,20 @@ class Lora(Method):
         )
         # PEFT freezes the base; its own upcast of half-precision adapters is what "mixed" means, and not what bf16 does
         return get_peft_model(model, config, autocast_adapter_dtype=precision is not Precision.bf16)
+
+
+def _halve_linear_weights(model: "PreTrainedModel") -> None:
+    """Store frozen linear weights in bfloat16 and the rest in float32: what autocast computes of float32 weights
+    anyway, so that a frozen base computes exactly what a trained one does, in half the memory.
+    """
+    import torch
+
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        linear = isinstance(module, torch.nn.Linear) and module is not output
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16 if linear else torch.float32)
 
 
 def _keep_arithmetic(model: "PreTrainedModel") -> None:

@@ -84,7 +84,9 @@ def _facts(
     training: Pretraining, bits: float, device: str, weights: dict[str, float], sources: list[str]
 ) -> dict[str, Any]:
     plan = training.plan
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{processor_name()}, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{processor_name()}, {torch.get_num_threads()} threads"
+    )
     return {
         **asdict(plan),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -110,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of .txt and .txt.xz files, a passage a line")
     parser.add_argument("--tokens", type=int, required=True, help="how many tokens to train on")
-    parser.add_argument("--weight", type=_weight, action="append", default=[], metavar="FILE=X", help="scale one file's share")
+    parser.add_argument(
+        "--weight", type=_weight, action="append", default=[], metavar="FILE=X", help="scale one file's share"
+    )
     parser.add_argument("--work", type=Path, default=Path("pretraining"), help="tokenizer, token cache and checkpoints")
     parser.add_argument("--output", type=Path, help="where the finished model goes (default: WORK/SIZE/model)")
     parser.add_argument("--length", type=int, default=256, help="window in tokens")

@@ -33,8 +33,8 @@ class Source:
 
     def passages(self) -> Iterator[str]:
         """The non-empty lines of the file, one passage each."""
-        opened = lzma.open(self.path, "rt") if self.path.suffix == ".xz" else open(self.path)
-        with opened as lines:
+        read = lzma.open if self.path.suffix == ".xz" else open
+        with read(self.path, "rt", encoding="utf-8") as lines:
             yield from (passage for line in lines if (passage := line.strip()))
 
     def documents(self) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -104,7 +103,7 @@ class Pretraining:
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
-        os.replace(part, path)
+        part.replace(path)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -114,7 +113,7 @@ class Pretraining:
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["plan"] != asdict(self.plan):
-            raise ValueError(f"{path} was written by another plan: {state['plan']}; take another --output, or that plan")
+            raise ValueError(f"{path} was written by another plan: {state['plan']}; take another --work, or that plan")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]

@@ -1,5 +1,6 @@
 """What Hydra discovers: the launcher that runs cells, and the search path of experiments."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ class ExperimentsSearchPath(SearchPathPlugin):
     """Finds experiments/NAME/grid.yaml in the working directory first, then among those of ftmatrix itself."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if "cell.yaml" not in ConfigStore.instance().repo:
+            return  # another Hydra application in the same environment
+
         from ftmatrix.config import experiments_root
 
         for folder in (Path.cwd(), experiments_root()):
@@ -68,9 +72,18 @@ class _Failed(JobReturn):
         raise CellFailedError(self.reason)
 
 
+@dataclass
+class CellLauncherConfig:
+    """`hydra/launcher=cells`."""
+
+    _target_: str = f"{__name__}.CellLauncher"
+    n_jobs: int | None = None
+    """Cells side by side (None: by cores and the cells' threads)."""
+
+
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="cells",
-    node={"_target_": f"{__name__}.CellLauncher", "n_jobs": None},
+    node=CellLauncherConfig,
     provider="ftmatrix",
 )
