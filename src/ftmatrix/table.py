@@ -60,7 +60,7 @@ COLUMNS = (
 )
 """In the order in which a narrow terminal gives them up, the last ones first."""
 
-LEAST_COLUMNS = 3
+LEAST_COLUMNS = 2
 """Shown however narrow the terminal is."""
 
 NO_SETTINGS = ("lr", "seed", "study", "save_model", "device")
