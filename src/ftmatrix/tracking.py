@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-EXPERIMENT_KIND = "custom_model_development"
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
 WEIGHTS_TAG = "weights"
@@ -108,9 +107,7 @@ class Store:
             raise ConfigError(f"tracking.uri={uri}: MLflow can't use it ({first_line(error)})") from error
 
     def _create(self) -> str:
-        # the kind makes the user interface open on runs and their curves
-        tags = {"mlflow.experimentKind": EXPERIMENT_KIND}
-        return self.client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
+        return self.client.create_experiment(self.study, artifact_location=self._artifacts())
 
     def _artifacts(self) -> str | None:
         """Beside a SQLite file, wherever the command is typed; elsewhere the server decides."""
