@@ -16,7 +16,7 @@ ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning ra
 
   ftmatrix method=lora model=pocket-1m lr=1e-3 seed=0        one cell
   ftmatrix method=full,lora,qlora lr=1e-4,1e-3 seed=0,1      a grid: every combination of the commas
-  ftmatrix experiment={experiment}                               a study under experiments/
+  ftmatrix experiment=NAME                                   a study: {studies}
   ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
   ftmatrix report [STUDY]                                    a study's finished cells (default: those without one)
   ftmatrix ui                                                MLflow's user interface on the store
@@ -45,8 +45,9 @@ tracebacks.
 Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 wrong command, 130 interrupted.
 """
 
-
 COMMANDS = ("plan", "report", "ui", "help")
+"""Words that stand alone at the front."""
+
 QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 """Hydra's flags that run nothing."""
 
@@ -169,7 +170,7 @@ def _help() -> str:
         methods=named["method"],
         models=_wrapped(named["model"]),
         data=named["data"],
-        experiment=next(iter(studies()), "NAME"),
+        studies=", ".join(sorted(studies())),
     )
 
 

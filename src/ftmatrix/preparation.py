@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, cast
@@ -36,7 +37,7 @@ class ReadyCell:
     precision_reason: str
     threads: int
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The cell's identity: 16 hex digits over everything that decides its result or its measurements.
 
