@@ -16,9 +16,10 @@ from ftmatrix.errors import ConfigError
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, default_jobs, prepare
+from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome
 from ftmatrix.table import UNKNOWN, as_csv, as_text, failures, fitting_table
-from ftmatrix.tracking import Row, RunWriter, Store, tracking_uri
+from ftmatrix.tracking import Row, Store, tracking_uri
 
 POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
