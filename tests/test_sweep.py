@@ -20,7 +20,7 @@ from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import collate
 from ftmatrix.isolation import Began, CellProcess, Event
-from ftmatrix.records import CellResult, Outcome, from_json
+from ftmatrix.records import CellResult, Outcome, Phase, from_json
 from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Row
 
@@ -186,7 +186,7 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
 
         def receive(self) -> Event:
             event = super().receive()
-            if event == Began("train") and self.ready.cell.lr == 2e-3:
+            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
                 assert self.pid is not None
                 os.kill(self.pid, signal_number)
             return event

@@ -106,7 +106,7 @@ def environment(ready: ReadyCell) -> dict[str, object]:
         "precision": ready.precision.value,
         "precision_reason": ready.precision_reason,
         "model_revision": ready.checkpoint.revision,
-        "data_source": ready.dataset.source if ready.cell.data.path is None else ready.cell.data.title,
+        "data_source": ready.data_source,
         "data_digest": ready.dataset.digest,
         "commit": source_commit(),
     }

@@ -9,12 +9,8 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftmatrix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Device(Enum):

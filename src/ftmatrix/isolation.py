@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 from ftmatrix.hardware import Device
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Outcome, Step
+from ftmatrix.records import CellResult, Outcome, Phase, Step
 
 REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""
@@ -23,9 +23,9 @@ REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Began:
-    """A running cell entered a phase: load, train or evaluate."""
+    """A running cell entered a phase."""
 
-    phase: str
+    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CellProcess:
         context = multiprocessing.get_context("forkserver")
         self.ready = ready
         self.connection, theirs = context.Pipe(duplex=False)
-        self.phase = "starting"
+        self.phase: Phase | None = None
         self._process = context.Process(target=_main, args=(ready, theirs), daemon=True)
         self._process.start()
         theirs.close()
@@ -100,16 +100,14 @@ class CellProcess:
 
     def _died(self) -> CellResult:
         code = self._process.exitcode or 0
+        doing = self.phase.doing if self.phase else "starting"
         log = f"see {self.ready.log}"
         if code >= 0:
-            return CellResult(Outcome.CRASHED, f"the process exited with code {code} while {self._doing()}; {log}")
+            return CellResult(Outcome.CRASHED, f"the process exited with code {code} while {doing}; {log}")
         name = signal.Signals(-code).name
         if name == "SIGKILL":
             name += " (by hand, or because the machine ran out of memory)"
-        return CellResult(Outcome.CRASHED, f"the process died of {name} while {self._doing()}; {log}")
-
-    def _doing(self) -> str:
-        return {"load": "loading", "train": "training", "evaluate": "evaluating"}.get(self.phase, self.phase)
+        return CellResult(Outcome.CRASHED, f"the process died of {name} while {doing}; {log}")
 
 
 def _main(ready: ReadyCell, connection: Connection) -> None:
@@ -167,14 +165,14 @@ class _Reporter:
         self.held: list[Step] = []
         self.sent_at = time.monotonic()
 
-    def __call__(self, happened: object) -> None:
+    def __call__(self, happened: Phase | Step) -> None:
         if isinstance(happened, Step):
             self.held.append(happened)
             if time.monotonic() - self.sent_at > REPORT_SECONDS:
                 self.flush()
         else:
             self.flush()
-            self.connection.send(Began(str(happened)))
+            self.connection.send(Began(happened))
 
     def flush(self) -> None:
         if self.held:

@@ -62,6 +62,11 @@ class ReadyCell:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def data_source(self) -> str:
+        """Where the data came from, without this machine's folders."""
+        return self.dataset.source if self.cell.data.path is None else self.cell.data.title
+
+    @property
     def folder(self) -> Path:
         """Where the cell's process leaves its log and files, on their way to the store."""
         return Path(self.cell.work_dir).absolute() / "cells" / self.fingerprint

@@ -1,5 +1,6 @@
 """Writing runs to MLflow. Only the parent process does; metrics travel in batches."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -62,14 +63,14 @@ class RunWriter:
         """The data set, as MLflow's input of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = ready.dataset.source if ready.cell.data.path is None else ready.cell.data.title
+        splits = ("train", "validation", "test")
+        sizes = {f"num_{split}": len(getattr(ready.dataset, split)) for split in splits}
         dataset = Dataset(
             name=ready.cell.data.title,
             digest=ready.dataset.digest[:12],
             source_type="code",
-            source=source,
-            profile=f'{{"num_train": {len(ready.dataset.train)}, "num_validation": {len(ready.dataset.validation)}, '
-            f'"num_test": {len(ready.dataset.test)}, "num_intents": {len(ready.dataset.labels)}}}',
+            source=ready.data_source,
+            profile=json.dumps(sizes | {"num_intents": len(ready.dataset.labels)}),
         )
         self.client.log_inputs(
             self.run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
@@ -133,6 +134,7 @@ class RunWriter:
 
 
 def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:
+    """What a cell's run can be found and filtered by."""
     cell = prepared.cell
     tags = {
         "mlflow.source.name": "ftmatrix",

@@ -29,6 +29,19 @@ class Verdict(StrEnum):
     DIVERGED = "diverged"
 
 
+class Phase(StrEnum):
+    """What a running cell is doing."""
+
+    LOAD = "load"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+    @property
+    def doing(self) -> str:
+        """The phase as it stands behind "while"."""
+        return {Phase.LOAD: "loading", Phase.TRAIN: "training", Phase.EVALUATE: "evaluating"}[self]
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step.

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import nn
@@ -18,18 +17,9 @@ from ftmatrix.hardware import seed_everything, use_threads
 from ftmatrix.meters import MemoryMeter, Stopwatch
 from ftmatrix.models import load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Durations, Evaluation, Outcome, Stability, Step
+from ftmatrix.records import CellResult, Durations, Evaluation, Outcome, Phase, Stability, Step
 from ftmatrix.stability import assess
 from ftmatrix.training import Trainer, weights_are_finite
-
-
-class Phase(StrEnum):
-    """What a running cell is doing."""
-
-    LOAD = "load"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-
 
 Emit = Callable[[Phase | Step], None]
 """Called with each phase as it begins and each optimizer step as it is done."""
@@ -165,7 +155,7 @@ class CellRun:
 
 def failure(error: BaseException, run: CellRun | None) -> CellResult:
     """What an exception makes of its cell: an outcome, and a reason in one line."""
-    where = f"while {_doing(run.phase)}" if run else "while starting"
+    where = f"while {run.phase.doing}" if run else "while starting"
     peaks = tuple(run.meter.peaks) if run else ()
     if isinstance(error, FtmatrixError):
         return CellResult(error.outcome, str(error), peaks=peaks)
@@ -181,7 +171,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
     )
-
-
-def _doing(phase: Phase) -> str:
-    return {Phase.LOAD: "loading", Phase.TRAIN: "training", Phase.EVALUATE: "evaluating"}[phase]

@@ -29,6 +29,11 @@ def tracking_uri(configured: str | None) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other kind."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def _check_reachable(uri: str, *, create: bool) -> None:
     """Ask a store whether it is there before MLflow does, which would try for minutes.
 
@@ -44,7 +49,7 @@ def _check_reachable(uri: str, *, create: bool) -> None:
             raise ConfigError(
                 f"tracking.uri={uri}: no MLflow server answers there ({first_line(error)}); start it, or take another"
             ) from error
-    elif uri.startswith("sqlite:///") and not create and not Path(uri.removeprefix("sqlite:///")).exists():
+    elif (file := _sqlite_file(uri)) and not create and not file.exists():
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
 
 
@@ -101,10 +106,8 @@ class Store:
 
     def _artifacts(self) -> str | None:
         """Beside a SQLite file, wherever the command is typed; elsewhere the server decides."""
-        if not self.uri.startswith("sqlite:///"):
-            return None
-        folder = Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / self.study
-        return folder.as_uri()
+        file = _sqlite_file(self.uri)
+        return (file.absolute().parent / "mlartifacts" / self.study).as_uri() if file else None
 
     def finished(self, cells: Iterable[ReadyCell]) -> dict[str, str]:
         """Run ids of complete cells, by fingerprint; the newest where a cell was run again.

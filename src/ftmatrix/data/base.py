@@ -1,6 +1,6 @@
 """What every data source has in common: read, check, subset, cut validation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -96,14 +96,14 @@ class DataSource:
             train, validation = cut_validation(train, self.validation_fraction, seed=self.split_seed)
         else:
             validation = raw.validation
-        dataset = Dataset(self.name, raw.source, train, validation, test)
+        dataset = Dataset(raw.source, train, validation, test)
         check_splits(dataset)
         unknown = set(self.confusion_pair) - set(dataset.labels)
         if unknown:
             raise DataError(
                 f"{raw.source}: data.confusion_pair names {sorted(unknown)[0]!r}, which is no intent of train"
             )
-        return Dataset(self.name, raw.source, train, validation, test, describe(dataset))
+        return replace(dataset, notes=describe(dataset))
 
     def folder(self) -> Path:
         """The folder that `path` names.

@@ -28,7 +28,6 @@ Messages = tuple[Message, ...]
 class Dataset:
     """Checked splits. `labels` are sorted; `notes` say what a reader should know (duplicates, contradictions)."""
 
-    name: str
     source: str
     train: Messages
     validation: Messages
