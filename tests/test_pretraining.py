@@ -21,9 +21,9 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def toy(corpus: Path, tokenizer: Any, tmp_path: Path) -> Pretraining:
+def toy(corpus: Path, tokenizer: Any, tmp_path: Path, steps: int = 12) -> Pretraining:
     tokens = [encode(source, tokenizer, tmp_path / "tokens") for source in find_sources(corpus, {"two": 2.0})]
-    plan = Plan(size="pocket-1m", tokens=12 * 4 * 32, length=32, batch=4, warmup_steps=3)
+    plan = Plan(size="pocket-1m", tokens=steps * 4 * 32, length=32, batch=4, warmup_steps=3)
     return Pretraining(plan, tokenizer, tokens, "cpu")
 
 
@@ -40,6 +40,20 @@ def test_a_resumed_run_gives_the_uninterrupted_curve(corpus: Path, tokenizer: An
     second = toy(corpus, tokenizer, tmp_path)
     second.resume(tmp_path / "checkpoint.pt")
     assert curve[:5] + [progress.loss for progress in second.steps()] == whole
+
+
+def test_a_longer_plan_takes_up_the_plateau_and_nothing_later(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    short, longer = toy(corpus, tokenizer, tmp_path), toy(corpus, tokenizer, tmp_path, steps=16)
+    for progress in short.steps():
+        if progress.step == short.plan.decay_start:
+            short.checkpoint(tmp_path / "plateau.pt")
+    short.checkpoint(tmp_path / "end.pt")
+    with pytest.raises(ValueError, match="another plan"):
+        longer.resume(tmp_path / "end.pt")
+    longer.resume(tmp_path / "plateau.pt")
+    assert longer.step == short.plan.decay_start == 9
+    whole = [progress.loss for progress in toy(corpus, tokenizer, tmp_path, steps=16).steps()]
+    assert [progress.loss for progress in longer.steps()] == whole[9:]
 
 
 def test_another_plans_checkpoint_is_refused(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:

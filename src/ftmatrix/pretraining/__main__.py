@@ -30,15 +30,28 @@ def main(arguments: list[str] | None = None) -> None:
         train_tokenizer(sources).save_pretrained(vocabulary)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(vocabulary)
     tokens = [encode(source, tokenizer, options.work / "tokens") for source in sources]
-    plan = Plan(size=options.size, tokens=options.tokens, length=options.length, batch=options.batch, seed=options.seed)
+    plan = Plan(
+        size=options.size,
+        tokens=options.tokens,
+        length=options.length,
+        batch=options.batch,
+        seed=options.seed,
+        bf16=options.bf16,
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     training = Pretraining(plan, tokenizer, tokens, device)
 
     folder = options.work / options.size
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, curve, run_file = folder / "checkpoint.pt", folder / "curve.jsonl", folder / "mlflow-run"
+    checkpoint, plateau = folder / "checkpoint.pt", folder / "plateau.pt"
+    curve, run_file = folder / "curve.jsonl", folder / "mlflow-run"
     if checkpoint.exists():
-        training.resume(checkpoint)
+        try:
+            training.resume(checkpoint)
+        except ValueError:
+            if not plateau.exists():
+                raise
+            training.resume(plateau)
         print(f"resumed at step {training.step} of {plan.steps}", flush=True)
     _cut(curve, training.step)
 
@@ -56,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
             if progress.step % options.checkpoint_every == 0 or progress.step == plan.steps:
                 lines.flush()
                 training.checkpoint(checkpoint)
+            if progress.step == plan.decay_start:
+                training.checkpoint(plateau)
         final = training.bits_per_byte(windows_per_source=None)
         mlflow.log_metric("final_bits_per_byte", final)
     facts = _facts(training, final, device, dict(options.weight), [source.name for source in sources])
@@ -121,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, help="windows a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--bf16", action="store_true", help="bf16 matrix products (GPUs, CPUs with bf16 units)")
     parser.add_argument("--compile", action="store_true", help="compile the step (needs a C++ compiler on a CPU)")
     parser.add_argument("--report-every", type=int, default=200, help="steps between held-out figures")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps between checkpoints")

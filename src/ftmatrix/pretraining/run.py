@@ -1,10 +1,10 @@
-"""The pretraining loop: packed windows, warm-up and decay, checkpoints that resume to the same loss curve."""
+"""The pretraining loop: packed windows, warm-up, a plateau and decay, checkpoints that resume to the same loss curve."""
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenize
 
 from ftmatrix.pretraining.corpus import PackedWindows, Tokens
 from ftmatrix.pretraining.sizes import SIZES
+
+
+DECAYING = 0.3
+"""The last share of a run's steps, in which the rate falls; before them it stays at the peak."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,31 @@ class Plan:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     seed: int = 0
+    bf16: bool = False  # matrix products in bf16 (autocast) over fp32 weights
 
     @property
     def steps(self) -> int:
         return math.ceil(self.tokens / (self.length * self.batch))
 
+    @property
+    def decay_start(self) -> int:
+        """First step whose rate falls. A checkpoint of this step can be taken up by a longer plan."""
+        return self.steps - math.floor(self.steps * DECAYING)
+
     def lr(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a hundredth of the peak."""
+        """Linear warm-up, plateau, linear decay to a hundredth of the peak (the "WSD" schedule, arXiv:2404.06395)."""
         peak = SIZES[self.size].peak_lr
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        if step < self.decay_start:
+            return peak
+        left = (self.steps - step) / (self.steps - self.decay_start)
+        return peak * (0.01 + 0.99 * left)
+
+    def continues(self, other: "Plan", step: int) -> bool:
+        """Whether a run that made its first `step` steps by the other plan can go on by this one."""
+        same_work = replace(self, tokens=other.tokens) == other
+        return same_work and step <= self.steps and all(self.lr(done) == other.lr(done) for done in range(step))
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Pretraining:
     def steps(self, *, compile_model: bool = False) -> Iterator[Progress]:
         """Train from the present step to the plan's end."""
         loss_of: Callable[[Any, Tensor], Tensor] = torch.compile(next_token_loss) if compile_model else next_token_loss
-        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.plan.bf16)
         while self.step < self.plan.steps:
             started = time.perf_counter()
             for group in self.optimizer.param_groups:
@@ -106,13 +123,13 @@ class Pretraining:
         part.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint, by the same plan or by a longer one while the rate has not begun to fall.
 
         Raises:
-            ValueError: the checkpoint belongs to another plan.
+            ValueError: the steps made so far are not this plan's.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["plan"] != asdict(self.plan):
+        if not self.plan.continues(Plan(**state["plan"]), state["step"]):
             raise ValueError(f"{path} was written by another plan: {state['plan']}; take another --work, or that plan")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
