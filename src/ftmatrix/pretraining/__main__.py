@@ -45,14 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, plateau = folder / "checkpoint.pt", folder / "plateau.pt"
     curve, run_file = folder / "curve.jsonl", folder / "mlflow-run"
-    if checkpoint.exists():
-        try:
-            training.resume(checkpoint)
-        except ValueError:
-            if not plateau.exists():
-                raise
-            training.resume(plateau)
-        print(f"resumed at step {training.step} of {plan.steps}", flush=True)
+    _resume(training, checkpoint, plateau)
     _cut(curve, training.step)
 
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
@@ -76,6 +69,19 @@ def main(arguments: list[str] | None = None) -> None:
     facts = _facts(training, final, device, dict(options.weight), [source.name for source in sources])
     training.export(options.output or folder / "model", facts)
     print(f"{options.size}: {final:.4f} bits per byte held out", flush=True)
+
+
+def _resume(training: Pretraining, checkpoint: Path, plateau: Path) -> None:
+    """Go on from the last checkpoint; a run that was ended by a shorter plan, from the end of its plateau."""
+    if not checkpoint.exists():
+        return
+    try:
+        training.resume(checkpoint)
+    except ValueError:
+        if not plateau.exists():
+            raise
+        training.resume(plateau)
+    print(f"resumed at step {training.step} of {training.plan.steps}", flush=True)
 
 
 def _report(progress: Progress, training: Pretraining, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The pretraining loop: packed windows, warm-up, a plateau and decay, checkpoints that resume to the same loss curve."""
+"""The pretraining loop: packed windows, warm-up, plateau and decay, checkpoints that resume to the same loss curve."""
 
 import json
 import math
@@ -15,7 +15,6 @@ from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenize
 
 from ftmatrix.pretraining.corpus import PackedWindows, Tokens
 from ftmatrix.pretraining.sizes import SIZES
-
 
 DECAYING = 0.3
 """The last share of a run's steps, in which the rate falls; before them it stays at the peak."""
