@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import INVALID, Message
 from ftmatrix.evaluation import Evaluator, score
-from ftmatrix.framing import Framer
+from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.models import load_model
 from ftmatrix.records import Prediction
@@ -167,3 +167,18 @@ def test_an_unfinished_answer_is_no_confusion_of_a_pair() -> None:
 def test_an_unfinished_answer_is_wrong_even_if_it_spells_the_label() -> None:
     unfinished = Prediction("text", "a", "a", "a", valid=False, nll=0.5)
     assert not unfinished.correct
+
+
+def test_running_text_is_predicted_window_by_window(models: Any, framer: Framer, cpu: Accelerator) -> None:
+    text = " ".join(["The ferry to the island leaves at ten past nine, and it does not wait."] * 30)
+    ids = framer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    windows = [ids[start : start + PASSAGE_TOKENS] for start in range(0, len(ids), PASSAGE_TOKENS)]
+    begin = [framer.tokenizer.bos_token_id] if framer.passages(text)[0].prompt[0] != ids[0] else []
+    nats, tokens = 0.0, 0
+    with torch.no_grad():
+        for window in windows:
+            logits = models["trained"](input_ids=torch.tensor([[*begin, *window]])).logits[0, len(begin) : -1]
+            nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:]), reduction="sum"))
+            tokens += len(window) - 1
+    assert len(windows) > 2
+    assert evaluator(models["trained"], framer, cpu).text_nll(text) == pytest.approx(nats / tokens, rel=1e-4)

@@ -16,7 +16,7 @@ LAYERS = (
     ("settings", "meters"),
     ("methods", "models", "data"),
     ("framing",),
-    ("training", "stability", "pretraining"),
+    ("training", "stability", "drift", "pretraining"),
     ("evaluation",),
     ("config",),
     ("preparation",),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
 from ftmatrix.hub import Repository, download
-from ftmatrix.models import PACKAGED, Model, load_model
+from ftmatrix.models import PACKAGED, Model, build_model, load_model
 
 POCKET = PACKAGED / "pocket-1m"
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_with_a_gap_is_never_filled_with_random_weights(folder: Pat
 def test_scratch_is_the_same_architecture_with_other_weights() -> None:
     checkpoint = Model(name="pocket-1m").locate()
     torch.manual_seed(0)
-    scratch: Any = load_model(checkpoint, dtype=torch.float32, device="cpu", from_scratch=True)
+    scratch: Any = build_model(checkpoint, dtype=torch.float32, device="cpu")
     pretrained: Any = load_model(checkpoint, dtype=torch.float32, device="cpu")
     assert [p.shape for p in scratch.parameters()] == [p.shape for p in pretrained.parameters()]
     assert not torch.equal(scratch.get_input_embeddings().weight, pretrained.get_input_embeddings().weight)

@@ -60,6 +60,8 @@ def test_a_sweep_records_every_cell_side_by_side(finished: tuple[list[Cell], lis
         assert 0 <= row.metrics["accuracy"] <= 1
         assert row.metrics["peak_bytes_train"] > 2**20
         assert row.metrics["seconds_train"] > 0
+        assert 0 < row.metrics["weight_drift"] < 1
+        assert row.metrics["retention"] == pytest.approx(1 / row.metrics["forgetting"])
         run = client(cell).get_run(row.run_id)
         assert run.info.status == "FINISHED"
         assert run.info.run_name == f"{cell.method.name} pocket-1m lr=0.003 seed=0"

@@ -118,3 +118,18 @@ def test_rates_rise_and_fall_as_asked() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Training(**settings).check()
+
+
+def test_what_training_holds_is_counted_where_it_lives(
+    model_folders: dict[str, Path], framer: Framer, messages: tuple[Message, ...], cpu: Accelerator
+) -> None:
+    model = fresh(model_folders)
+    model.model.embed_tokens.weight.requires_grad_(False)
+    training = trainer(model, framer, messages[:16], cpu)
+    list(training.steps())
+    every = 4 * sum(weight.numel() for weight in model.parameters())
+    trained = every - 4 * model.model.embed_tokens.weight.numel()
+    assert training.memory is not None
+    assert (training.memory.weight_bytes, training.memory.gradient_bytes) == (every, trained)
+    counters = 4 * len(training.trained)  # AdamW's own step count, one a tensor
+    assert training.memory.optimizer_bytes == 2 * trained + counters

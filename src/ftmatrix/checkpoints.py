@@ -4,11 +4,15 @@ import hashlib
 import json
 import math
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftmatrix.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -41,6 +45,31 @@ def count_parameters(folder: Path, named: str) -> int:
             "save_pretrained(safe_serialization=True)"
         )
     return sum(_parameters_in(path) for path in weights)
+
+
+class StoredTensors:
+    """The weights of a model folder, read one at a time by their names in the model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> "StoredTensors":
+        from safetensors import safe_open
+
+        self._open = ExitStack()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            file = self._open.enter_context(safe_open(path, framework="pt"))
+            self._files |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files = {}
+        self._open.close()
+
+    def get(self, name: str) -> "Tensor | None":
+        """A tensor on the CPU; None where the folder names none so."""
+        return self._files[name].get_tensor(name) if name in self._files else None
 
 
 def _parameters_in(path: Path) -> int:

@@ -22,6 +22,9 @@ from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
 from ftmatrix.settings import Evaluating
 from ftmatrix.training import autocast, move
 
+PASSAGES_AT_ONCE = 2
+"""Windows of running text a forward pass takes: no more logits than a batch of messages has."""
+
 
 @dataclass(frozen=True)
 class GoldPass:
@@ -51,12 +54,16 @@ class Evaluator:
         """Mean negative log-likelihood in nats of the label tokens."""
         return mean_nll(self.gold_pass(self.framer.frame(messages)))
 
+    def text_nll(self, text: str) -> float:
+        """Mean negative log-likelihood in nats a token of running text."""
+        return mean_nll(self.gold_pass(self.framer.passages(text), batch_size=PASSAGES_AT_ONCE))
+
     @torch.no_grad()
-    def gold_pass(self, examples: Sequence[Example]) -> list[GoldPass]:
+    def gold_pass(self, examples: Sequence[Example], batch_size: int | None = None) -> list[GoldPass]:
         """Whether greedy decoding would write each label, and the label's negative log-likelihood, in order."""
         self.model.eval()
         passes: list[GoldPass | None] = [None] * len(examples)
-        for rows in self._batches([len(example) for example in examples]):
+        for rows in self._batches([len(example) for example in examples], batch_size):
             chosen = [examples[row] for row in rows]
             with self.autocast:
                 logits, targets = label_logits(self.model, move(collate(chosen, self.framer.pad_id), self.accelerator))
@@ -148,10 +155,10 @@ class Evaluator:
         """The label that a finished answer spells; an answer that never ended spells none."""
         return self.framer.read(ids[:-1]) if ids and ids[-1] == self.framer.eos_id else None
 
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+    def _batches(self, lengths: Sequence[int], batch_size: int | None = None) -> list[list[int]]:
         """Rows in batches of similar length, so that little is padding."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-        size = self.settings.batch_size
+        size = batch_size or self.settings.batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 4
 """Tokens of a message that must fit."""
+PASSAGE_TOKENS = 128
+"""Window in which running text is predicted."""
 IGNORED = -100
 """Label id of positions that carry no loss."""
 
@@ -84,8 +86,8 @@ class Framer:
             self._label_of_text[text] = label
         self.label_ids = {label: self._encode_label(label) for label in labels}
         before, after = framing.template.split("{text}")
-        begin = [token for token in tokenizer("")["input_ids"] if token != self.eos_id]  # the begin token, if any
-        self._before = [*begin, *tokenizer(before, add_special_tokens=False)["input_ids"]]
+        self._begin = [token for token in tokenizer("")["input_ids"] if token != self.eos_id]  # the begin token, if any
+        self._before = [*self._begin, *tokenizer(before, add_special_tokens=False)["input_ids"]]
         self._after = tokenizer(after, add_special_tokens=False)["input_ids"]
         self._room = framing.max_length - self.longest_label - len(self._before) - len(self._after)
         if self._room < LEAST_ROOM:
@@ -106,6 +108,14 @@ class Framer:
             Example(tuple(prompt), self.label_ids[message.label])
             for prompt, message in zip(prompts, messages, strict=True)
         ]
+
+    def passages(self, text: str) -> list[Example]:
+        """Running text in windows of `PASSAGE_TOKENS`, each to be predicted from its first token on."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        begin = tuple(self._begin)
+        starts = range(0, len(ids) - 1, PASSAGE_TOKENS)
+        windows = [tuple(ids[start : start + PASSAGE_TOKENS]) for start in starts]
+        return [Example((*begin, window[0]), window[1:]) for window in windows if len(window) > 1]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt's token ids of each text, cut so that every label still fits.

@@ -19,6 +19,21 @@ def result_metrics(result: CellResult) -> dict[str, float]:
     for peak in result.peaks:
         values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
         values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
+    if result.memory:
+        values |= {
+            "gradient_bytes": result.memory.gradient_bytes,
+            "optimizer_bytes": result.memory.optimizer_bytes,
+        }
+    if result.drift:
+        values["weight_drift"] = result.drift.total
+        values |= {f"weight_drift/{kind}": drift for kind, drift in result.drift.by_kind.items()}
+    if result.forgetting:
+        values |= {
+            "forgetting": result.forgetting.ratio,
+            "retention": result.forgetting.retention,
+            "general_nll_initial": result.forgetting.nll_initial,
+            "general_nll": result.forgetting.nll,
+        }
     if result.seconds:
         values |= {
             "seconds_setup": result.seconds.setup,

@@ -1,6 +1,8 @@
 """Where a pretrained causal LM comes from, and how it is loaded: safetensors only, never remote code."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -104,38 +106,61 @@ def load_model(
     device: str,
     quantization: "BitsAndBytesConfig | None" = None,
     attention: str = "sdpa",
-    from_scratch: bool = False,
 ) -> "PreTrainedModel":
-    """The model's weights in `dtype` on `device`, quantised on the way where asked; or new, random ones.
+    """The model's weights in `dtype` on `device`, quantised on the way where asked.
 
     Raises:
         ModelError: the folder holds no causal LM that can be loaded without running its own code.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
+    with _refusals(checkpoint):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        _check_complete(checkpoint, found)
+    return _bared(model)
+
+
+def build_model(
+    checkpoint: Checkpoint, *, dtype: "torch.dtype | str", device: str, attention: str = "sdpa"
+) -> "PreTrainedModel":
+    """The model's architecture with new, random weights, drawn from torch's present random state.
+
+    Raises:
+        ModelError: the folder's config is no causal LM's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _refusals(checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        model.to(device)
+    return _bared(model)
+
+
+@contextmanager
+def _refusals(checkpoint: Checkpoint) -> Iterator[None]:
     try:
-        if from_scratch:
-            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
-            model.to(device)
-        else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder,
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map={"": device},
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            model, found = loaded
-            _check_complete(checkpoint, found)
+        yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(f"{checkpoint.folder}: not a causal LM that can be loaded ({first_line(error)})") from error
+
+
+def _bared(model: Any) -> "PreTrainedModel":
+    """The model without penalties or sampling of its own: it is evaluated, and saved, with greedy decoding."""
+    from transformers import GenerationConfig
+
     own = model.generation_config
-    # what the model is evaluated with, and saved with: greedy, without penalties or sampling of its own
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )

@@ -16,7 +16,7 @@ from ftmatrix.errors import FtmatrixError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision, pick, usable_cores
 from ftmatrix.records import CellResult, Outcome
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised when a change to this program changes what a cell comes to."""
 
 SMALL_MODEL_PARAMETERS = 50_000_000

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -146,6 +147,41 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class WeightDrift:
+    """‖W - W0‖F / ‖W0‖F over the merged weights: over all of them, and by kind of matrix (q_proj, embed_tokens, …)."""
+
+    total: float
+    by_kind: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What training cost on general text: nats a token before and after it."""
+
+    nll_initial: float
+    nll: float
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity after training over perplexity before: 1 where nothing was forgotten."""
+        return math.exp(min(self.nll - self.nll_initial, 700.0))  # beyond that a float ends
+
+    @property
+    def retention(self) -> float:
+        """The inverse of `ratio`."""
+        return 1 / self.ratio
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes of what training holds from step to step: all weights, the gradients, the optimizer's state."""
+
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True)
 class Durations:
     """Seconds spent apart; `setup` is everything before the first evaluation."""
 
@@ -171,6 +207,9 @@ class CellResult:
     parameters: int | None = None
     trainable_parameters: int | None = None
     weight_bytes: int | None = None
+    memory: MemoryParts | None = None
+    drift: WeightDrift | None = None
+    forgetting: Forgetting | None = None
     device: str | None = None
     precision: str | None = None
     notes: tuple[str, ...] = ()

@@ -5,21 +5,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ftmatrix.data import Message
+from ftmatrix.checkpoints import StoredTensors
+from ftmatrix.data import Message, general_text
+from ftmatrix.drift import adapter_drift, trained_drift
 from ftmatrix.errors import FtmatrixError, first_line
 from ftmatrix.evaluation import Evaluator, score
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import seed_everything, use_threads
 from ftmatrix.meters import MemoryMeter, Stopwatch
-from ftmatrix.models import load_model, load_tokenizer
+from ftmatrix.models import build_model, load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Durations, Evaluation, Outcome, Phase, Stability, Step
+from ftmatrix.records import CellResult, Durations, Evaluation, Forgetting, Outcome, Phase, Stability, Step, WeightDrift
 from ftmatrix.stability import assess
 from ftmatrix.training import Trainer, weights_are_finite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Emit = Callable[[Phase | Step], None]
 """Called with each phase as it begins and each optimizer step as it is done."""
@@ -62,6 +68,7 @@ class CellRun:
         )
         with self._part(Phase.EVALUATE, "evaluate"):
             nll_initial = evaluator.nll(ready.dataset.validation)
+            text_nll_initial = self._text_nll(evaluator)
         with self._part(Phase.TRAIN, "train"):
             trainer = Trainer(
                 model,
@@ -78,11 +85,14 @@ class CellRun:
                 steps.append(step)
                 self.emit(step)
             warmup = cell.training.warmup_steps(trainer.total_steps)
+            memory = trainer.memory
             del trainer  # its optimizer state is no part of the evaluation's peak
             gc.collect()
         with self._part(Phase.EVALUATE, "evaluate"):
             validation = self._evaluate(evaluator, "validation", ready.dataset.validation)
             test = self._evaluate(evaluator, "test", ready.dataset.test)
+            text_nll = self._text_nll(evaluator)
+        drift = self._drift(model)
         seconds = self.watch.seconds
         result = CellResult(
             Outcome.COMPLETED,
@@ -97,25 +107,49 @@ class CellRun:
             parameters=ready.checkpoint.parameters,
             trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             weight_bytes=weight_bytes,
+            memory=memory,
+            drift=drift,
+            forgetting=None if text_nll_initial is None or text_nll is None else Forgetting(text_nll_initial, text_nll),
             device=ready.accelerator.name,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
-            notes=self._notes(len(framer.cut)),
+            notes=self._notes(len(framer.cut), drift),
         )
         return Trained(result, model, framer)
 
     def _load(self) -> tuple[nn.Module, int]:
         """The model that the method trains, and the bytes of the base weights under it."""
         ready, method = self.ready, self.ready.cell.method
-        model = load_model(
-            ready.checkpoint,
-            dtype=method.weights_dtype(ready.precision),
-            device=ready.accelerator.kind,
-            quantization=method.quantization(ready.precision),
-            attention=ready.cell.model.attention,
-            from_scratch=ready.cell.model.from_scratch,
-        )
+        if ready.cell.model.from_scratch:
+            model = self._random_model(ready.accelerator.kind)
+        else:
+            model = load_model(
+                ready.checkpoint,
+                dtype=method.weights_dtype(ready.precision),
+                device=ready.accelerator.kind,
+                quantization=method.quantization(ready.precision),
+                attention=ready.cell.model.attention,
+            )
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         return method.adapt(model, ready.precision), weight_bytes
+
+    def _random_model(self, device: str) -> "PreTrainedModel":
+        """New weights in the model's architecture: the same ones whenever this cell asks for them."""
+        cell = self.ready.cell
+        torch.manual_seed(cell.seed)
+        dtype = cell.method.weights_dtype(self.ready.precision)
+        return build_model(self.ready.checkpoint, dtype=dtype, device=device, attention=cell.model.attention)
+
+    def _drift(self, model: nn.Module) -> WeightDrift | None:
+        """How far training moved the weights from where they came from."""
+        if self.ready.cell.method.trains_adapters:
+            return adapter_drift(model)
+        if self.ready.cell.model.from_scratch:
+            return trained_drift(model, dict(self._random_model("cpu").named_parameters()).get)
+        with StoredTensors(self.ready.checkpoint.folder) as stored:
+            return trained_drift(model, stored.get)
+
+    def _text_nll(self, evaluator: Evaluator) -> float | None:
+        return evaluator.text_nll(general_text()) if self.ready.cell.evaluation.forgetting else None
 
     def _evaluate(self, evaluator: Evaluator, split: str, messages: tuple[Message, ...]) -> Evaluation:
         predictions, nll = evaluator.predict(messages)
@@ -138,11 +172,14 @@ class CellRun:
             majority_share=max(labels.values()) / labels.total(),
         )
 
-    def _notes(self, cut: int) -> tuple[str, ...]:
-        if not cut:
-            return self.ready.dataset.notes
-        length = self.ready.cell.framing.max_length
-        return (*self.ready.dataset.notes, f"{cut} message(s) cut to framing.max_length={length} tokens")
+    def _notes(self, cut: int, drift: WeightDrift | None) -> tuple[str, ...]:
+        notes = list(self.ready.dataset.notes)
+        if cut:
+            length = self.ready.cell.framing.max_length
+            notes.append(f"{cut} message(s) cut to framing.max_length={length} tokens")
+        if drift is None:
+            notes.append("weight drift unknown: the checkpoint's tensors have other names than the model's")
+        return tuple(notes)
 
     @contextmanager
     def _part(self, phase: Phase, part: str) -> Iterator[None]:

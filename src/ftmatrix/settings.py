@@ -85,6 +85,8 @@ class Evaluating:
     """How evaluation batches its work; decides memory and time, never a score."""
 
     batch_size: int = 64
+    forgetting: bool = True
+    """Measure perplexity on general text before and after training."""
 
     def check(self) -> None:
         """Refuse values out of range.

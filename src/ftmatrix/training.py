@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ftmatrix.framing import Batch, Example, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
-from ftmatrix.records import Step
+from ftmatrix.records import MemoryParts, Step
 from ftmatrix.settings import Training
 
 
@@ -42,6 +42,8 @@ class Trainer:
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+        self.memory: MemoryParts | None = None
+        """What the first step left in memory."""
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
     def steps(self) -> Iterator[Step]:
@@ -85,6 +87,8 @@ class Trainer:
         loss_value, norm_value = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
         if math.isfinite(loss_value) and math.isfinite(norm_value):
             self.optimizer.step()
+        if self.memory is None:
+            self.memory = self._memory()
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.synchronize()
         return Step(
@@ -95,6 +99,15 @@ class Trainer:
             tokens=sum(len(example) for example in examples),
             label_tokens=label_tokens,
             seconds=time.perf_counter() - started,
+        )
+
+    def _memory(self) -> MemoryParts:
+        """Bytes held between the optimizer's step and the end of the gradients."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        return MemoryParts(
+            weight_bytes=sum(weight.nbytes for weight in self.model.parameters()),
+            gradient_bytes=sum(weight.grad.nbytes for weight in self.trained if weight.grad is not None),
+            optimizer_bytes=sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
         )
 
 

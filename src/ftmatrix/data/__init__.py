@@ -7,6 +7,7 @@ from ftmatrix.data.dataset import Dataset as Dataset
 from ftmatrix.data.dataset import Message as Message
 from ftmatrix.data.files import CsvFolder as CsvFolder
 from ftmatrix.data.files import JsonlFolder as JsonlFolder
+from ftmatrix.data.general import general_text as general_text
 from ftmatrix.data.pocket import Pocket as Pocket
 
 SCHEMAS: dict[str, type[DataSource]] = {
