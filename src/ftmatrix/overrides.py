@@ -17,7 +17,7 @@ GROUPS = ("method", "model", "data")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Our own short forms as Hydra knows them: `experiment=NAME` and `n_jobs=N`.
+    """Our own short forms as Hydra knows them: `experiment=STUDY`, `experiment=STUDY/GRID` and `n_jobs=N`.
 
     Raises:
         ConfigError: there is no such study.
@@ -26,9 +26,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "experiment":
-            if value not in (known := studies()):
+            if value not in (known := grids()):
                 raise ConfigError(f"experiment={value}: no such study; {nearest(value, known)}")
-            argument = f"+experiments={value}/grid"
+            argument = f"+experiments={known[value]}"
         elif key == "n_jobs":
             argument = f"hydra.launcher.{argument}"
         expanded.append(argument)
@@ -39,6 +39,18 @@ def studies() -> dict[str, Path]:
     """The studies by name: those of the working directory, then those of ftmatrix itself."""
     found = [path.parent for root in (Path.cwd(), experiments_root()) for path in root.glob("experiments/*/grid.yaml")]
     return {folder.name: folder for folder in reversed(found)}
+
+
+def grids() -> dict[str, str]:
+    """What `experiment=` may name, and the config behind it: a study's own grid, or another one beside it."""
+    found = {}
+    for name, folder in studies().items():
+        for path in sorted(folder.glob("*.yaml")):
+            if path.stem == "grid":
+                found[name] = f"{name}/grid"
+            elif path.stem != "claims":
+                found[f"{name}/{path.stem}"] = f"{name}/{path.stem}"
+    return found
 
 
 def options(group: str) -> list[str]:
