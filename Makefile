@@ -15,7 +15,7 @@ plan: $(READY)
 	$(RUN)/ftmatrix plan experiment=$(EXPERIMENT) $(ARGS)
 
 report: $(READY)
-	$(RUN)/ftmatrix report $(EXPERIMENT)
+	$(RUN)/ftmatrix report $(EXPERIMENT) $(ARGS)
 
 ui: $(READY)
 	$(RUN)/ftmatrix ui $(ARGS)

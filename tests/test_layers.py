@@ -12,7 +12,7 @@ PACKAGE = Path(ftmatrix.__file__).parent
 LAYERS = (
     ("records",),
     ("errors",),
-    ("hardware", "hub", "checkpoints", "metrics"),
+    ("hardware", "hub", "checkpoints", "metrics", "statistics"),
     ("settings", "meters"),
     ("methods", "models", "data"),
     ("framing",),
@@ -23,8 +23,10 @@ LAYERS = (
     ("runner",),
     ("artifacts", "isolation", "recording"),
     ("tracking",),
-    ("preload", "preload_adapters", "table", "display", "interrupts"),
-    ("sweep",),
+    ("preload", "preload_adapters", "comparison", "interrupts"),
+    ("table", "rates", "answers", "display"),
+    ("claims", "sweep"),
+    ("report",),
     ("overrides",),
     ("cli",),
 )

@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from ftmatrix.comparison import differing_settings
 from ftmatrix.records import Outcome
-from ftmatrix.table import COLUMNS, as_csv, as_text, differing_settings, failures, fitting_table
+from ftmatrix.table import COLUMNS, as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row
 
 

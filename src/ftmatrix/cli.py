@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftmatrix.errors import CellFailedError, ConfigError, FtmatrixError, first_line, nearest
+from ftmatrix.errors import CellFailedError, ClaimsOpenError, ConfigError, FtmatrixError, first_line, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,7 +19,7 @@ ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning ra
   ftmatrix method=full,lora,qlora lr=1e-4,1e-3 seed=0,1      a grid: every combination of the commas
   ftmatrix experiment=NAME                                   a study: {studies}
   ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
-  ftmatrix report [STUDY]                                    a study's finished cells (default: those without one)
+  ftmatrix report [STUDY] [--json] [--exit-code]             what a study's cells come to, and its claims' answers
   ftmatrix ui                                                MLflow's user interface on the store
 
 Axes
@@ -42,11 +43,15 @@ Settings, the same for every method of a comparison
 Results go to MLflow: tracking.uri, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. A cell that is in the store
 is not run again. `ftmatrix --cfg job ARGUMENTS` prints the composed configuration; FTMATRIX_TRACEBACK=1 shows
 tracebacks.
-Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 wrong command, 130 interrupted.
+Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 wrong command, 130 interrupted;
+`report --exit-code`: 0 all claims supported, 3 one contradicted, 4 none contradicted but one open.
 """
 
 COMMANDS = ("plan", "report", "ui", "help")
 """Words that stand alone at the front."""
+
+REPORT_FLAGS = ("--json", "--exit-code")
+"""What `report` takes beside a study."""
 
 QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 """Hydra's flags that run nothing."""
@@ -70,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except CellFailedError:
         return 1
+    except ClaimsOpenError as answer:
+        return 3 if answer.contradicted else 4
     except FtmatrixError as error:
         _complain(error, str(error))
         return 2
@@ -139,18 +146,39 @@ def run_one(config: "DictConfig") -> Any:
 
 
 def _report(arguments: list[str]) -> None:
+    """Print a study's report and write its files.
+
+    Raises:
+        ClaimsOpenError: with --exit-code, where a claim is contradicted or can't be answered yet.
+    """
+    from ftmatrix.claims import Answer
     from ftmatrix.display import open_console
-    from ftmatrix.table import fitting_table
+    from ftmatrix.overrides import studies
+    from ftmatrix.report import as_json, print_report, summarise, write_report
     from ftmatrix.tracking import Store, tracking_uri
 
-    if len(arguments) > 1:
-        raise ConfigError(f"report {' '.join(arguments)}: takes one study at most, such as `ftmatrix report pocket`")
-    study = arguments[0] if arguments else "ftmatrix"
-    rows = Store(tracking_uri(None), study, create=False).complete()
-    if not rows:
+    flags = {word for word in arguments if word.startswith("-")}
+    names = [word for word in arguments if word not in flags]
+    if unknown := sorted(flags - set(REPORT_FLAGS)):
+        raise ConfigError(f"report {unknown[0]}: no such option; {nearest(unknown[0], REPORT_FLAGS)}")
+    if len(names) > 1:
+        raise ConfigError(f"report {' '.join(names)}: takes one study at most, such as `ftmatrix report pocket`")
+    study = names[0] if names else "ftmatrix"
+    store = Store(tracking_uri(None), study, create=False)
+    if not (rows := store.cells()):
         raise ConfigError(f"report {study}: no finished cell in the store yet; run a sweep with study={study} first")
-    console = open_console()
-    console.print(fitting_table(rows, title=study, console=console))
+    claims = studies().get(study, Path()) / "claims.yaml"
+    summary = summarise(study, rows, store.result, claims if claims.exists() else None)
+    files = write_report(summary, Path("reports") / study)
+    if "--json" in flags:
+        print(as_json(summary), end="")
+    else:
+        console = open_console()
+        print_report(summary, console)
+        console.print(f"Written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    answers = {finding.answer for finding in summary.findings}
+    if "--exit-code" in flags and answers - {Answer.SUPPORTED}:
+        raise ClaimsOpenError(contradicted=Answer.CONTRADICTED in answers)
 
 
 def _ui(arguments: list[str]) -> None:

@@ -44,6 +44,14 @@ class CellFailedError(FtmatrixError):
     """A cell ended without a result. Its row says why, so nothing more has to be printed."""
 
 
+class ClaimsOpenError(FtmatrixError):
+    """Some claim of a study isn't supported. Its report says so, so that nothing more has to be printed."""
+
+    def __init__(self, *, contradicted: bool) -> None:
+        super().__init__("contradicted" if contradicted else "open")
+        self.contradicted = contradicted
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the closest valid one, and all of them.
 

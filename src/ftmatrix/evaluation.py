@@ -192,6 +192,7 @@ def score(
         accuracy_constrained=sum(prediction.constrained == prediction.label for prediction in predictions) / count,
         accuracy_common=sum(on_common) / len(on_common) if on_common else float("nan"),
         common_intents=len(common),
+        common_messages=len(on_common),
         invalid_rate=sum(not prediction.valid for prediction in predictions) / count,
         macro_f1=float(f1.mean()),
         nll=nll,

@@ -45,7 +45,6 @@ class ReadyCell:
         and the versions of what computes.
         """
         cell = self.cell
-        packages = ["torch", "transformers", *(["peft", "bitsandbytes"] if cell.method.trains_adapters else [])]
         decides = {
             "method": plain(cell.method) | {"name": type(cell.method).__name__},
             "model": [self.checkpoint.revision, cell.model.attention, cell.model.from_scratch],
@@ -56,10 +55,16 @@ class ReadyCell:
             "evaluation": plain(cell.evaluation),
             "device": [self.accelerator.kind, self.accelerator.name],
             "threads": self.threads if self.accelerator.device is Device.cpu else None,
-            "versions": {name: version(name) for name in packages},
+            "versions": self.versions,
             "result_version": RESULT_VERSION,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of what computes the cell."""
+        adapters = ["peft", "bitsandbytes"] if self.cell.method.trains_adapters else []
+        return {name: version(name) for name in ("torch", "transformers", *adapters)}
 
     @property
     def data_source(self) -> str:

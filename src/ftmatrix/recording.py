@@ -156,6 +156,7 @@ def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:
             "device": prepared.accelerator.name,
             "precision": prepared.precision.value,
         }
+        tags |= {f"version.{name}": version for name, version in prepared.versions.items()}
     return tags
 
 

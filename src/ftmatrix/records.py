@@ -130,6 +130,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     pair: PairConfusion | None
     predictions: tuple[Prediction, ...]
+    common_messages: int | None = None
 
 
 @dataclass(frozen=True)

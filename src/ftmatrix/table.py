@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ftmatrix.comparison import differing_settings
 from ftmatrix.records import Outcome, Verdict
 from ftmatrix.tracking import Row
 
@@ -63,9 +64,6 @@ COLUMNS = (
 LEAST_COLUMNS = 2
 """Shown however narrow the terminal is."""
 
-NO_SETTINGS = ("lr", "seed", "study", "save_model", "device")
-"""Parameters that are axes of their own or decide no result."""
-
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
     """Rows by data, model, method, rate and seed, as a reader compares them."""
@@ -109,16 +107,6 @@ def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Colum
         axes = [Text(shown[name]) for name in names]
         table.add_row(*axes, f"{row.lr:g}", str(row.seed), _outcome(row), *figures)
     return table
-
-
-def differing_settings(rows: Sequence[Row]) -> list[str]:
-    """Settings in which cells of one method, model and data set differ beside rate and seed."""
-    values: dict[str, dict[tuple[str, str, str], set[str]]] = {}
-    for row in rows:
-        for key, value in row.settings.items():
-            if key not in NO_SETTINGS:
-                values.setdefault(key, {}).setdefault((row.method, row.model, row.data), set()).add(value)
-    return sorted(key for key, groups in values.items() if any(len(found) > 1 for found in groups.values()))
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

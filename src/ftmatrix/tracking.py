@@ -7,19 +7,22 @@ import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.preparation import Prepared, ReadyCell
 from ftmatrix.recording import WEIGHTS_TAG, RunWriter, SweepWriter, tags_of
-from ftmatrix.records import Outcome
+from ftmatrix.records import CellResult, Outcome, from_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+FACTS = ("device", "precision", "model.revision", "data.digest", "version.")
+"""Beginnings of the tags that say on what, and with what, a cell ran."""
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
 
@@ -68,6 +71,13 @@ class Row:
     stability: str | None
     metrics: dict[str, float]
     settings: dict[str, str]
+    facts: dict[str, str] = field(default_factory=dict)
+    """What the settings came to: device, precision, model commit, data digest, versions."""
+
+    @property
+    def completed(self) -> bool:
+        """Whether the cell has a result."""
+        return self.outcome is Outcome.COMPLETED
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where the cell never came to it."""
@@ -83,6 +93,7 @@ class Store:
 
     def __init__(self, uri: str, study: str, *, create: bool = True) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module="mlflow")
@@ -122,16 +133,29 @@ class Store:
                 found.setdefault(fingerprint, run.info.run_id)
         return found
 
-    def complete(self) -> list[Row]:
-        """Every complete cell of the study."""
-        newest: dict[str, Run] = {}
-        for run in self._search(COMPLETE):
-            newest.setdefault(run.data.tags["fingerprint"], run)
-        return [_row(run) for run in newest.values()]
+    def cells(self) -> list[Row]:
+        """Every cell of the study by its newest result; one that has none, by its newest failure.
+
+        Runs of the same settings are one cell, whatever data, versions or machine they ran on: what a comparison may
+        count once only. Where those differ between cells, the report says so.
+        """
+        newest: dict[frozenset[tuple[str, str]], Row] = {}
+        for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'"):
+            row = _row(run)
+            cell = frozenset(row.settings.items())
+            if cell not in newest or (row.completed and not newest[cell].completed):
+                newest[cell] = row
+        return list(newest.values())
 
     def rows(self, run_ids: Sequence[str]) -> list[Row]:
         """The cells of these runs, in order."""
         return [_row(self.client.get_run(run_id)) for run_id in run_ids]
+
+    def result(self, row: Row) -> CellResult:
+        """The whole result behind a row, with its answers and its confusion matrix."""
+        with TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(row.run_id, "result.json", folder)
+            return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
     def start(self, prepared: Prepared, sweep: str) -> RunWriter:
         """Open the run of a cell."""
@@ -185,4 +209,5 @@ def _row(run: "Run") -> Row:
         stability=tags.get("stability"),
         metrics=dict(run.data.metrics),
         settings=dict(run.data.params),
+        facts={name: value for name, value in tags.items() if name.startswith(FACTS)},
     )

@@ -1,0 +1,125 @@
+"""A claim is data, written down before the runs: which cells, which statistic, which thresholds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from ftmatrix.answers import Results
+from ftmatrix.comparison import Curve, Point
+from ftmatrix.rates import best_rate
+
+
+class Answer(StrEnum):
+    """What the runs say to a claim."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which runs a claim is about. What is left out matches everything; `lr: best` is the arm's best rate."""
+
+    method: str
+    lr: float | Literal["best"] | None = None
+    model: str | None = None
+    data: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def matches(self, curve: Curve) -> bool:
+        """Whether an arm is meant."""
+        settings = dict(curve.context.settings)
+        return (
+            curve.method == self.method
+            and self.model in (None, curve.context.model)
+            and self.data in (None, curve.context.data)
+            and all(settings.get(key) == value for key, value in self.settings.items())
+        )
+
+    def arm(self, arms: Sequence[Curve]) -> Curve:
+        """The one arm that is meant.
+
+        Raises:
+            OpenQuestionError: none is, or several are.
+        """
+        found = [curve for curve in arms if self.matches(curve)]
+        if not found:
+            raise OpenQuestionError(f"no run with method={self.method} yet")
+        if len(found) > 1:
+            raise OpenQuestionError(f"several arms are meant: {', '.join(curve.label for curve in found)}")
+        return found[0]
+
+    def point(self, arms: Sequence[Curve]) -> Point:
+        """The runs at the rate that is meant.
+
+        Raises:
+            OpenQuestionError: there are none.
+        """
+        arm = self.arm(arms)
+        if not arm.rates:
+            raise OpenQuestionError(f"no finished run of {arm.label} yet")
+        lr = best_rate(arm) if self.lr == "best" else self.lr
+        if lr is None:
+            raise OpenQuestionError("the claim names no rate; add lr to its cells")
+        point = arm.at(lr)
+        if point is None or not point.runs:
+            failed = f"; {len(point.failed)} failed" if point else ""
+            raise OpenQuestionError(f"no finished run of {arm.label} at lr={lr:g} yet{failed}")
+        return point
+
+
+class OpenQuestionError(Exception):
+    """Why the runs can't answer a claim."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the runs say, before p-values are adjusted for the number of tests.
+
+    `supports` and `contradicts` hold what was found against the claim's own thresholds; with neither, or with a
+    `p` that isn't small enough after adjustment, the claim stays open.
+    """
+
+    says: str
+    numbers: dict[str, float | None]
+    supports: bool
+    contradicts: bool
+    p: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What all claims have. Subclasses say how runs are weighed."""
+
+    statement: str
+    cells: Cells
+    p_below: float = 0.05
+    requires: str | None = None
+    """Another claim that has to be supported first, for the same model and data."""
+
+    def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
+        """What the runs of one context say.
+
+        Raises:
+            OpenQuestionError: they can't say anything yet.
+        """
+        raise NotImplementedError
+
+
+def enough(point: Point, least: int) -> None:
+    """Refuse to answer from too few runs.
+
+    Raises:
+        OpenQuestionError: there are fewer than `least`.
+    """
+    if len(point.runs) < least:
+        failed = f", {len(point.failed)} failed" if point.failed else ""
+        raise OpenQuestionError(f"{len(point.runs)} run(s) at lr={point.lr:g}{failed}; the claim asks for {least}")
+
+
+def known(value: float) -> float | None:
+    """A number that JSON can hold."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,175 @@
+"""The report as titles, tables and lines, for whatever writes it out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ftmatrix.comparison import Point
+from ftmatrix.rates import Window
+from ftmatrix.records import Verdict
+from ftmatrix.report.summary import ArmSummary, RateSummary, Summary
+from ftmatrix.statistics import Interval
+from ftmatrix.table import UNKNOWN, mebibytes, percent, seconds
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with its title and what has to be said of it. A column whose title begins with a space is text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def sections(summary: Summary) -> list[Section]:
+    """All sections that have something to show, in the order of the report."""
+    every = [f(summary) for f in (_claims, _best_rates, _contrasts, _tolerance, _rates, _unfair)]
+    return [section for section in every if section.rows or section.notes]
+
+
+def _claims(summary: Summary) -> Section:
+    rows = tuple(
+        (found.claim, found.answer.value, found.context, found.statement, found.because) for found in summary.findings
+    )
+    return Section("Claims", (" claim", " answer", " where", " statement", " because"), rows)
+
+
+def _best_rates(summary: Summary) -> Section:
+    header = (
+        " model", " method", "seeds", "best lr", "test accuracy %", "peak train MiB", "train s",
+        "trained params", "forgetting", "weight drift",
+    )  # fmt: skip
+    notes = (
+        "Best lr: highest mean validation accuracy. ±: 95 % interval over seeds, from three on. Forgetting: perplexity "
+        "on general text, tuned over base. Weight drift: ‖W - W0‖ / ‖W0‖, merged.",
+    )
+    return Section("At each method's best rate", header, tuple(map(_at_best, summary.arms)), notes)
+
+
+def _at_best(arm: ArmSummary) -> tuple[str, ...]:
+    curve, top = arm.curve, arm.best
+    if top is None:
+        return (curve.context.title, curve.label, "0", *[UNKNOWN] * 7)
+    return (
+        curve.context.title,
+        curve.label,
+        str(len(curve.seeds)),
+        f"{top.lr:g}",
+        spread(top.mean("accuracy"), percent),
+        _mean(top, "peak_bytes_train", mebibytes),
+        _mean(top, "seconds_train", seconds),
+        _mean(top, "trainable_parameters", "{:,.0f}".format),
+        _mean(top, "forgetting", "{:.2f}".format),
+        _mean(top, "weight_drift", "{:.3f}".format),
+    )
+
+
+def _tolerance(summary: Summary) -> Section:
+    header = (
+        " model", " method", " stable window", "decades", "LR ratio to full", "sensitivity, shared rates",
+        "one decade", "in points of error, shared rates", "one decade",
+    )  # fmt: skip
+    notes = (
+        "Stable window: rates around the best one with at most 20 % unstable runs and no degradation; ≤ or ≥ marks an "
+        "edge that the grid doesn't reach. Sensitivity: how much worse the rates are on average than the best one, in "
+        "nats a label token. LR ratio: the best rate over that of full fine-tuning; its interval counts the seeds and "
+        "the grid's spacing.",
+    )
+    return Section("Learning-rate tolerance", header, tuple(map(_tolerated, summary.arms)), notes)
+
+
+def _tolerated(arm: ArmSummary) -> tuple[str, ...]:
+    found = arm.window
+    sensitivities = [arm.sensitivity_shared, arm.sensitivity_decade]
+    return (
+        arm.curve.context.title,
+        arm.curve.label,
+        UNKNOWN if arm.best is None else _window(found),
+        UNKNOWN if found is None else f"{found.decades:.1f}{'' if found.bracketed else ' or more'}",
+        UNKNOWN if arm.rate_ratio is None else between(arm.rate_ratio, "{:.3g}".format),
+        *(UNKNOWN if one is None or not one.nll.n else spread(one.nll, "{:.3f}".format) for one in sensitivities),
+        *(UNKNOWN if one is None or not one.error.n else spread(one.error, percent) for one in sensitivities),
+    )
+
+
+def _contrasts(summary: Summary) -> Section:
+    rows = tuple(
+        (
+            contrast.context,
+            f"{contrast.first} less {contrast.second}",
+            between(contrast.difference.accuracy, lambda value: f"{100 * value:+.1f}"),
+            f"{contrast.difference.p:.2g}",
+            str(contrast.difference.seeds),
+            str(contrast.difference.messages),
+            "differ" if contrast.difference.distinguishable else "not distinguishable",
+        )
+        for contrast in summary.contrasts
+    )
+    header = (" model", " methods, each at its best rate", "points of test accuracy", "McNemar p", "seeds",
+              "messages", " so they are")  # fmt: skip
+    return Section("Between methods", header, rows)
+
+
+def _rates(summary: Summary) -> Section:
+    header = (
+        " model", " method", "lr", "runs", " unstable", " degraded", "test accuracy %", "val NLL",
+        "peak train MiB", "train s",
+    )  # fmt: skip
+    rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
+    notes = tuple(sorted({f"{row.outcome.value}: {row.reason}" for row in summary.failed if row.reason}))
+    return Section("By rate", header, rows, notes)
+
+
+def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
+    point = rate.point
+    runs = f"{len(point.runs)}" + (f" ({len(point.failed)} failed)" if point.failed else "")
+    kinds = [
+        f"{count} {verdict.value}" for verdict, count in sorted(point.verdicts.items()) if verdict != Verdict.STABLE
+    ]
+    marks = ["best"] if rate.is_best else ["degraded"] if rate.degraded else []
+    return (
+        arm.curve.context.title,
+        arm.curve.label,
+        f"{point.lr:g}",
+        runs,
+        ", ".join(kinds) or ("none" if point.runs else UNKNOWN),
+        " ".join(marks),
+        spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
+        _mean(point, "val_nll", "{:.3f}".format),
+        _mean(point, "peak_bytes_train", mebibytes),
+        _mean(point, "seconds_train", seconds),
+    )
+
+
+def _unfair(summary: Summary) -> Section:
+    if not summary.arms:
+        return Section("Fairness", (), ())
+    if not summary.unfair:
+        return Section("Fairness", (), (), ("The arms differ in method, rate and seed alone.",))
+    return Section("These arms also differ in", (" model", " setting and what each arm has"), summary.unfair)
+
+
+def spread(interval: Interval, show: Callable[[float], str]) -> str:
+    """A mean with half the width of its interval."""
+    if interval.low is None or interval.high is None:
+        return show(interval.estimate)
+    return f"{show(interval.estimate)} ± {show((interval.high - interval.low) / 2)}"
+
+
+def between(interval: Interval, show: Callable[[float], str]) -> str:
+    """An estimate with the ends of its interval."""
+    if interval.low is None or interval.high is None:
+        return show(interval.estimate)
+    return f"{show(interval.estimate)} ({show(interval.low)} to {show(interval.high)})"
+
+
+def _mean(point: Point, metric: str, show: Callable[[float], str]) -> str:
+    values = point.values(metric)
+    return show(sum(values) / len(values)) if values else UNKNOWN
+
+
+def _window(window: Window | None) -> str:
+    if window is None:
+        return "none (best rate unstable)"
+    low, high = ("" if window.low_bracketed else "≤"), ("" if window.high_bracketed else "≥")
+    return f"{low}{window.low:g} to {high}{window.high:g}"
