@@ -95,3 +95,72 @@ def test_a_number_that_isnt_finite_never_enters_a_window() -> None:
     spikes, judged = find_spikes(run(losses), warmup_steps=10)
     assert not spikes
     assert judged > 0
+
+
+def test_a_jump_out_of_a_flat_curve_is_a_spike() -> None:
+    losses = numpy.full(200, 0.5)
+    assert verdict(run(losses)).verdict is Verdict.STABLE
+    losses[120] = 0.6
+    assert verdict(run(losses)).step == 120
+
+
+def test_the_end_of_a_run_is_judged_before_its_spikes() -> None:
+    losses = healthy()
+    losses[150] *= 30
+    assert verdict(run(losses), accuracy=0.1).verdict is Verdict.COLLAPSED
+    assert verdict(run(losses), accuracy=0.1, nll=3.5).verdict is Verdict.DIVERGED
+    assert verdict(run(losses)).verdict is Verdict.SPIKY
+
+
+@pytest.mark.parametrize("steps", [60, 300])
+def test_at_most_one_healthy_run_in_a_hundred_is_flagged(steps: int) -> None:
+    flagged = sum(
+        verdict(simulated(steps, seed), warmup_steps=round(0.05 * steps)).verdict is not Verdict.STABLE
+        for seed in range(1000)
+    )
+    assert flagged <= 10
+
+
+def plant_spike(losses: Any, norms: Any, at: int) -> float:
+    losses[at] *= numpy.exp(15 * NOISE)
+    return 0.4
+
+
+def plant_gradient_burst(losses: Any, norms: Any, at: int) -> float:
+    norms[at : at + 5] *= numpy.exp(12 * NOISE)
+    return 0.4
+
+
+def plant_overflow(losses: Any, norms: Any, at: int) -> float:
+    norms[at] = math.inf
+    return 0.4
+
+
+def plant_slow_divergence(losses: Any, norms: Any, at: int) -> float:
+    losses[at:] *= numpy.exp(numpy.linspace(0, 3, len(losses) - at))
+    return 3.0 + float(losses[-1])  # the validation loss follows
+
+
+@pytest.mark.parametrize("plant", [plant_spike, plant_gradient_burst, plant_overflow, plant_slow_divergence])
+def test_planted_instability_is_caught(plant: Any) -> None:
+    random = numpy.random.default_rng(0)
+    caught = 0
+    for seed in range(200):
+        losses, norms = series(300, seed)
+        nll = plant(losses, norms, int(random.integers(60, 290)))
+        caught += verdict(run(losses, norms), nll=nll).verdict is not Verdict.STABLE
+    assert caught >= 190
+
+
+NOISE = 0.35
+"""Standard deviation of a healthy log-loss about its trailing median; pocket models have 0.13 to 0.7."""
+
+
+def series(steps: int, seed: int) -> tuple[Any, Any]:
+    random = numpy.random.default_rng(seed)
+    decay = numpy.exp(-numpy.arange(steps) / (steps / 6))
+    return tuple(level * numpy.exp(NOISE * random.normal(size=steps)) for level in (0.02 + 3 * decay, 0.3 + 2 * decay))  # type: ignore[return-value]
+
+
+def simulated(steps: int, seed: int) -> list[Step]:
+    return run(*series(steps, seed))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
+from numpy.typing import NDArray
 
 from ftmatrix.records import Stability, Step, Verdict
 
@@ -14,6 +15,9 @@ LEAST_HISTORY_STEPS = 32
 """A step with a shorter history is not judged; a run without any judged step has no spike score."""
 SPIKE_DEVIATIONS = 7.0
 """Robust standard deviations above the trailing median that make a spike."""
+LEAST_DEVIATION = 0.01
+"""What counts as one robust standard deviation of a log-series that varies less: 1 %, so that a jump out of a flat
+curve is seen."""
 MAD_TO_DEVIATION = 1.4826
 """Median absolute deviation to standard deviation, for a normal distribution."""
 
@@ -38,22 +42,32 @@ def find_spikes(steps: Sequence[Step], *, warmup_steps: int) -> tuple[list[Spike
         a log scale and with robust estimates, because the raw loss of short runs gave false alarms.
     """
     after = [step for step in steps if step.index >= warmup_steps]
+    if len(after) <= LEAST_HISTORY_STEPS:
+        return [], 0
     spikes: dict[int, Spike] = {}
-    judged: set[int] = set()
+    judged = numpy.zeros(len(after), dtype=bool)
     for series in ("loss", "grad_norm"):
         values = numpy.array([getattr(step, series) for step in after], dtype=float)
-        finite = numpy.isfinite(values)
-        logs = numpy.log(numpy.where(finite & (values > 0), values, numpy.finfo(float).tiny))
-        for row, step in enumerate(after):
-            window = logs[max(0, row - WINDOW_STEPS) : row][finite[max(0, row - WINDOW_STEPS) : row]]
-            if len(window) < LEAST_HISTORY_STEPS or not finite[row]:
-                continue
-            judged.add(step.index)
-            median = numpy.median(window)
-            deviation = MAD_TO_DEVIATION * float(numpy.median(numpy.abs(window - median)))
-            if logs[row] > median + SPIKE_DEVIATIONS * deviation and deviation > 0:
-                spikes.setdefault(step.index, Spike(step.index, series, float(values[row])))
-    return sorted(spikes.values(), key=lambda spike: spike.step), len(judged)
+        deviations = _deviations(values)
+        judged |= numpy.isfinite(deviations)
+        for row in numpy.flatnonzero(deviations > SPIKE_DEVIATIONS):
+            spikes.setdefault(after[row].index, Spike(after[row].index, series, float(values[row])))
+    return sorted(spikes.values(), key=lambda spike: spike.step), int(judged.sum())
+
+
+def _deviations(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """Robust standard deviations of each log-value above the window before it; NaN where it can't be judged."""
+    finite = numpy.isfinite(values)
+    logs = numpy.log(numpy.where(finite, numpy.maximum(values, numpy.finfo(float).tiny), 1.0))
+    logs[~finite] = math.nan
+    before = numpy.concatenate([numpy.full(WINDOW_STEPS, math.nan), logs[:-1]])
+    windows = numpy.lib.stride_tricks.sliding_window_view(before, WINDOW_STEPS)  # (steps, window)
+    told = (numpy.isfinite(windows).sum(axis=1) >= LEAST_HISTORY_STEPS) & finite
+    deviations = numpy.full(len(values), math.nan)
+    median = numpy.nanmedian(windows[told], axis=1)
+    spread = MAD_TO_DEVIATION * numpy.nanmedian(numpy.abs(windows[told] - median[:, None]), axis=1)
+    deviations[told] = (logs[told] - median) / numpy.maximum(spread, LEAST_DEVIATION)
+    return deviations
 
 
 def assess(

@@ -120,7 +120,7 @@ def rank_pairs(point: Point, results: Results, least_errors: float) -> list[Pair
         raise OpenQuestionError("no run has a confusion matrix")
     intents = [score.intent for score in evaluations[0].intents]
     confusion = numpy.mean([numpy.array(evaluation.confusion) for evaluation in evaluations], axis=0)
-    errors = confusion.sum(axis=1) - confusion.diagonal()
+    errors = (confusion.sum(axis=1) - confusion.diagonal()).tolist()
     ranked = []
     for i, j in combinations(range(len(intents)), 2):
         if (total := errors[i] + errors[j]) >= least_errors:
