@@ -1,6 +1,7 @@
 """The command as a user types it, in a process of its own: what it prints, and its exit code."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -45,9 +46,21 @@ def test_a_grid_ends_with_its_table(tmp_path: Path, data_folder: Path) -> None:
     assert "2 of 2 cells are done already" in again.stdout
     assert "start " not in again.stdout
     assert time.monotonic() - started < 120
+    study = tmp_path / "experiments" / "ftmatrix"
+    study.mkdir(parents=True)
+    (study / "grid.yaml").write_text("# @package _global_\n")
+    (study / "claims.yaml").write_text(
+        "C: {statement: Five seeds., statistic: unstable_share, cells: {method: full, lr: 1e-3}}"
+    )
     report = ftmatrix("report", "ftmatrix", folder=tmp_path)
-    assert report.returncode == 0
-    assert report.stdout.count("pocket-1m") == 2
+    assert report.returncode == 0, report.stderr
+    for said in ("inconclusive", "Learning-rate tolerance", "full less lora", "1 run(s) at lr=0.001"):
+        assert said in report.stdout
+    assert (tmp_path / "reports" / "ftmatrix" / "report.md").exists()
+    judged = ftmatrix("report", "ftmatrix", "--json", "--exit-code", folder=tmp_path)
+    assert judged.returncode == 4
+    assert json.loads(judged.stdout)["claims"][0]["answer"] == "inconclusive"
+    assert judged.stderr == ""
 
 
 def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) -> None:
@@ -89,6 +102,7 @@ def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) 
         (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: must be at least 1"),
         (["report", "nothing"], "no store there yet"),
         (["report", "a", "b"], "takes one study at most"),
+        (["report", "a", "--jsn"], "report --jsn: no such option; did you mean '--json'?"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(
