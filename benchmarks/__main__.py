@@ -1,6 +1,16 @@
-"""`make bench`: every benchmark, in turn."""
+"""`make bench`: every benchmark in turn, or those that ARGS names."""
 
-from benchmarks import overhead
+import sys
+from importlib import import_module
+
+from ftmatrix.errors import nearest
+
+NAMES = ("overhead", "statistics")
 
 if __name__ == "__main__":
-    overhead.main()
+    chosen = sys.argv[1:] or NAMES
+    for name in chosen:
+        if name not in NAMES:
+            sys.exit(f"{name}: no such benchmark; {nearest(name, NAMES)}")
+    for name in chosen:
+        import_module(f"benchmarks.{name}").main()

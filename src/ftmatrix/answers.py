@@ -40,7 +40,7 @@ def compare_answers(first: Point, second: Point, results: Results) -> Difference
     if not right or len({len(row) for row in right}) > 1:
         return None
     one, two = numpy.array(right[0::2]), numpy.array(right[1::2])  # (seeds, messages)
-    low, high = _interval(one.astype(float) - two)
+    low, high = interval_of(one.astype(float) - two)
     majority = [2 * side.sum(axis=0) > len(pairs) for side in (one, two)]
     p = mcnemar(int((majority[0] & ~majority[1]).sum()), int((majority[1] & ~majority[0]).sum()))
     difference = Interval(float(one.mean() - two.mean()), low, high, len(pairs))
@@ -52,8 +52,8 @@ def _right(result: CellResult) -> NDArray[numpy.bool_]:
     return numpy.array([prediction.correct for prediction in answers], dtype=bool)
 
 
-def _interval(differences: NDArray[numpy.float64]) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of (seeds, messages), both drawn with replacement."""
+def interval_of(differences: NDArray[numpy.float64]) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of (seeds, messages), both drawn with replacement; few seeds are not drawn."""
     seeds, messages = differences.shape
     random = numpy.random.default_rng(0)
     drawn = random.multinomial(messages, numpy.full(messages, 1 / messages), RESAMPLES) / messages
