@@ -34,10 +34,11 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
     def widened(self, margin: float) -> "Interval":
-        """The same with both ends further out."""
+        """The same with an independent error of half-width `margin` added to either side, in quadrature."""
         if self.low is None or self.high is None:
             return self
-        return Interval(self.estimate, self.low - margin, self.high + margin, self.n)
+        below, above = (math.hypot(end - self.estimate, margin) for end in (self.low, self.high))
+        return Interval(self.estimate, self.estimate - below, self.estimate + above, self.n)
 
     def hull(self, other: "Interval") -> "Interval":
         """The same estimate with the wider of two intervals, end by end."""
