@@ -83,10 +83,8 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-    recorded = (
-        f"Recorded in {store.uri}, experiment {store.study!r}. `ftmatrix report {store.study}` compares methods, rates and "
-        "seeds; `make ui` shows every run."
-    )
+    recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` shows every run."
+    console.print(f"`ftmatrix report {store.study}` compares methods, rates and seeds.", highlight=False, soft_wrap=True)
     console.print(recorded, highlight=False, soft_wrap=True)
     return [row_of[run_id] for run_id in run_ids]
 
