@@ -84,8 +84,9 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` shows every run."
-    console.print(f"`ftmatrix report {store.study}` compares methods, rates and seeds.", highlight=False, soft_wrap=True)
-    console.print(recorded, highlight=False, soft_wrap=True)
+    compared = f"`ftmatrix report {store.study}` compares methods, rates and seeds."
+    for line in (compared, recorded):
+        console.print(line, highlight=False, soft_wrap=True)
     return [row_of[run_id] for run_id in run_ids]
 
 
