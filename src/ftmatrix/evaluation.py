@@ -20,7 +20,7 @@ from ftmatrix.framing import Example, Framer, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
 from ftmatrix.settings import Evaluating
-from ftmatrix.training import autocast, move
+from ftmatrix.training import autocast
 
 PASSAGES_AT_ONCE = 2
 """Windows of running text a forward pass takes: no more logits than a batch of messages has."""
@@ -66,7 +66,8 @@ class Evaluator:
         for rows in self._batches([len(example) for example in examples], batch_size):
             chosen = [examples[row] for row in rows]
             with self.autocast:
-                logits, targets = label_logits(self.model, move(collate(chosen, self.framer.pad_id), self.accelerator))
+                batch = collate(chosen, self.framer.pad_id).to(self.accelerator.kind)
+                logits, targets = label_logits(self.model, batch)
             nlls = nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
             hits = (logits.argmax(-1) == targets).cpu()
             lengths = [len(example.label) for example in chosen]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ftmatrix.framing import Batch, Example, collate, label_logits
+from ftmatrix.framing import Example, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import MemoryParts, Step
 from ftmatrix.settings import Training
@@ -77,7 +77,7 @@ class Trainer:
         micro = self.settings.micro_batch_size or len(examples)
         losses = []
         for start in range(0, len(examples), micro):
-            batch = move(collate(examples[start : start + micro], self.pad_id), self.accelerator)
+            batch = collate(examples[start : start + micro], self.pad_id).to(self.accelerator.kind)
             with self.autocast:
                 logits, targets = label_logits(self.model, batch)
             loss = functional.cross_entropy(logits, targets, reduction="sum") / label_tokens
@@ -120,12 +120,6 @@ def _recompute_activations(model: Any) -> None:
 def autocast(accelerator: Accelerator, precision: Precision) -> torch.autocast:
     """The arithmetic of a precision: bfloat16 autocast for mixed, none otherwise."""
     return torch.autocast(accelerator.kind, torch.bfloat16, enabled=precision is Precision.mixed)
-
-
-def move(batch: Batch, accelerator: Accelerator) -> Batch:
-    """A batch on the device."""
-    kind = accelerator.kind
-    return Batch(batch.input_ids.to(kind), batch.attention_mask.to(kind), batch.labels.to(kind))
 
 
 def weights_are_finite(model: nn.Module) -> bool:
