@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ftmatrix.framing import Example, collate, label_logits
+from ftmatrix.framing import Batch, Example, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import MemoryParts, Step
 from ftmatrix.settings import Training
@@ -36,15 +36,9 @@ class Trainer:
         self.autocast = autocast(accelerator, precision)
         self.total_steps = settings.steps(len(examples))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in self.trained if parameter.ndim >= 2]
-        others = [parameter for parameter in self.trained if parameter.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
         self.memory: MemoryParts | None = None
         """What the first step left in memory."""
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+        self.optimizer = make_optimizer(self.trained, lr=lr, weight_decay=settings.weight_decay)
 
     def steps(self) -> Iterator[Step]:
         """Train to the end, or to the first step whose loss or gradient isn't finite.
@@ -53,20 +47,15 @@ class Trainer:
         """
         self.model.train()
         if self.settings.gradient_checkpointing:
-            _recompute_activations(self.model)
+            recompute_activations(self.model)
         index = 0
         for epoch in range(self.settings.epochs):
-            for rows in self._order(epoch).split(self.settings.batch_size):
+            for rows in epoch_order(len(self.examples), self.seed, epoch).split(self.settings.batch_size):
                 step = self._step(index, [self.examples[row] for row in rows.tolist()])
                 yield step
                 if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
                     return
                 index += 1
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        """The epoch's permutation: a function of (seed, epoch) alone, so the same for every method."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.examples), generator=generator)
 
     def _step(self, index: int, examples: Sequence[Example]) -> Step:
         started = time.perf_counter()
@@ -78,9 +67,7 @@ class Trainer:
         losses = []
         for start in range(0, len(examples), micro):
             batch = collate(examples[start : start + micro], self.pad_id).to(self.accelerator.kind)
-            with self.autocast:
-                logits, targets = label_logits(self.model, batch)
-            loss = functional.cross_entropy(logits, targets, reduction="sum") / label_tokens
+            loss = self._loss(batch) / label_tokens
             loss.backward()
             losses.append(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.max_grad_norm or math.inf)
@@ -101,6 +88,12 @@ class Trainer:
             seconds=time.perf_counter() - started,
         )
 
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Summed negative log-likelihood of the label tokens. The logits themselves don't outlive it."""
+        with self.autocast:
+            logits, targets = label_logits(self.model, batch)
+        return functional.cross_entropy(logits, targets, reduction="sum")
+
     def _memory(self) -> MemoryParts:
         """Bytes held between the optimizer's step and the end of the gradients."""
         states = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -111,7 +104,21 @@ class Trainer:
         )
 
 
-def _recompute_activations(model: Any) -> None:
+def epoch_order(examples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The epoch's permutation of the examples: a function of seed and epoch alone, so the same for every method."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(examples, generator=generator)
+
+
+def make_optimizer(trained: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, fused; only matrices decay."""
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+
+
+def recompute_activations(model: Any) -> None:
     """Turn gradient checkpointing on, by the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

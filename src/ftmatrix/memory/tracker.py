@@ -1,0 +1,48 @@
+"""Counts the bytes that tensors hold, as operations make them and Python lets go of them."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class StorageTracker(TorchDispatchMode):
+    """While active, adds up the storages that are alive: `live_bytes` now, `peak_bytes` at most.
+
+    Works on fake tensors, which have sizes and lifetimes but no memory. What an operation needs within itself isn't
+    seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a tensor that was there before."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._gone, key)
+
+    def reset_peak(self) -> None:
+        """Begin a new stretch."""
+        self.peak_bytes = self.live_bytes
+
+    def _gone(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key, 0)
+
+    def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for value in tree_iter(made):
+            if isinstance(value, torch.Tensor):
+                self.count(value)
+        return made
