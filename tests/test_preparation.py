@@ -8,9 +8,9 @@ import pytest
 
 from ftmatrix.config import Cell
 from ftmatrix.data import Message, Pocket
-from ftmatrix.hardware import Accelerator, Device, Precision, ask_child, usable_cores
+from ftmatrix.hardware import Accelerator, Device, Precision, ask_child
 from ftmatrix.models import Model
-from ftmatrix.preparation import FailedCell, ReadyCell, default_jobs, prepare
+from ftmatrix.preparation import FailedCell, ReadyCell, prepare
 from ftmatrix.records import Outcome
 
 MakeCell = Callable[..., Cell]
@@ -100,13 +100,6 @@ def test_an_unavailable_device_is_unsupported(make_cell: MakeCell) -> None:
     assert isinstance(failed, FailedCell)
     assert failed.result.outcome is Outcome.UNSUPPORTED
     assert "device=xpu isn't available on this machine; available: " in (failed.result.reason or "")
-
-
-def test_small_cells_share_the_cores(ready: Callable[..., ReadyCell]) -> None:
-    assert default_jobs([ready()]) == usable_cores()
-    assert default_jobs([replace(ready(), threads=10_000)]) == 1
-    gpu = replace(ready().accelerator, device=Device.cuda)
-    assert default_jobs([replace(ready(), accelerator=gpu)]) == 1
 
 
 def test_a_child_tells_the_same_of_a_device(cpu: Accelerator) -> None:

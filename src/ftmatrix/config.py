@@ -71,6 +71,10 @@ class Cell:
     """Run the cell although a finished run of it is in the store."""
     plan: bool = False
     """Show what would run, and run nothing."""
+    device_memory: str | None = None
+    """Plan for a device with so much memory, such as 24GiB, that isn't here."""
+    fit_check: bool = True
+    """Leave out cells whose forecast doesn't fit into the device's free memory (false: try them)."""
     work_dir: str = ".ftmatrix"
     """Folder for logs and files on their way to MLflow."""
     tracking: Tracking = field(default_factory=Tracking)
@@ -92,6 +96,10 @@ class Cell:
             raise ConfigError(f"seed={self.seed}: must lie in [0, 2**32)")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads}: must be at least 1, or null to choose by the model's size")
+        if self.device_memory is not None:
+            parse_bytes(self.device_memory, "device_memory")
+            if not self.plan:
+                raise ConfigError(f"device_memory={self.device_memory}: only `ftmatrix plan` can imagine a device")
         if not re.fullmatch(r"[\w .-]+", self.study):
             raise ConfigError(f"study={self.study!r}: use letters, digits, spaces, '.', '_' and '-' only")
         if self.model.from_scratch and self.method.trains_adapters:
@@ -101,6 +109,19 @@ class Cell:
             )
         for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation):
             part.check()
+
+
+def parse_bytes(text: str, key: str) -> int:
+    """A size such as 24GiB, 24GB or 512MiB in bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", text, flags=re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise ConfigError(f"{key}={text}: write a size as 24GiB, 24GB or 512MiB")
+    step = 1024 if found[3] else 1000
+    return int(float(found[1]) * step ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def register_schemas() -> None:

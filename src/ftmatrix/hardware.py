@@ -6,7 +6,7 @@ import platform
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -39,12 +39,13 @@ class Precision(Enum):
 
 @dataclass(frozen=True)
 class Accelerator:
-    """The device that a cell runs on. `memory_bytes` is its total memory."""
+    """The device that a cell runs on: its memory in all, and what of it was free when it was looked at."""
 
     device: Device
     name: str
     memory_bytes: int | None
     has_bf16: bool
+    free_bytes: int | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> str:
@@ -100,15 +101,23 @@ def describe(device: Device) -> Accelerator:
         case Device.cuda:
             properties = torch.cuda.get_device_properties(0)
             has_bf16 = properties.major >= 8 or torch.version.hip is not None
-            return Accelerator(device, properties.name, properties.total_memory, has_bf16)
+            return Accelerator(device, properties.name, properties.total_memory, has_bf16, torch.cuda.mem_get_info()[0])
         case Device.xpu:
             card = torch.xpu.get_device_properties(0)
-            return Accelerator(device, card.name, card.total_memory, has_bf16=True)
+            free_bytes = card.total_memory - torch.xpu.memory_reserved()
+            return Accelerator(device, card.name, card.total_memory, has_bf16=True, free_bytes=free_bytes)
         case Device.mps:
             memory_bytes = torch.mps.recommended_max_memory()
-            return Accelerator(device, platform.processor() or "Apple", memory_bytes, has_bf16=True)
+            return Accelerator(device, platform.processor() or "Apple", memory_bytes, True, memory_bytes)
         case _:
-            return Accelerator(device, processor_name(), _host_memory_bytes(), has_bf16=False)
+            return Accelerator(device, processor_name(), _host_memory_bytes(), False, _host_free_bytes())
+
+
+def imagine(device: Device, memory_bytes: int) -> Accelerator:
+    """A card that isn't here, to plan for; `auto` imagines CUDA."""
+    device = Device.cuda if device is Device.auto else device
+    name = f"a {device.value} device with {memory_bytes / 2**30:g} GiB"
+    return Accelerator(device, name, memory_bytes, has_bf16=device is not Device.cpu, free_bytes=memory_bytes)
 
 
 def ask_child(device: Device) -> Accelerator:
@@ -165,6 +174,20 @@ def processor_name() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+def _host_free_bytes() -> int | None:
+    """What this machine, or the container's limit (Linux, cgroup v2), still has for programs."""
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        free += [int(limit) - int(used)] if limit != "max" else []
+    except (OSError, ValueError):  # not Linux, or no such group
+        pass
+    return min(free, default=_host_memory_bytes())
 
 
 def _host_memory_bytes() -> int | None:

@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from ftmatrix.hardware import Device
 from ftmatrix.preparation import ReadyCell
@@ -67,6 +68,7 @@ class CellProcess:
         self.ready = ready
         self.connection, theirs = context.Pipe(duplex=False)
         self.phase: Phase | None = None
+        self._kernel_kills = kernel_kills()
         self._process = context.Process(target=_main, args=(ready, theirs), daemon=True)
         self._process.start()
         theirs.close()
@@ -105,9 +107,19 @@ class CellProcess:
         if code >= 0:
             return CellResult(Outcome.CRASHED, f"the process exited with code {code} while {doing}; {log}")
         name = signal.Signals(-code).name
-        if name == "SIGKILL":
-            name += " (by hand, or because the machine ran out of memory)"
+        if name == "SIGKILL" and kernel_kills() > self._kernel_kills:
+            reason = f"memory ran out while {doing} (the kernel killed the process)"
+            return CellResult(Outcome.OUT_OF_MEMORY, reason, forecast=self.ready.forecast)
         return CellResult(Outcome.CRASHED, f"the process died of {name} while {doing}; {log}")
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel has killed for want of memory since the machine started (Linux; else 0)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _main(ready: ReadyCell, connection: Connection) -> None:

@@ -1,6 +1,6 @@
 """A result's figures under the names that they have in MLflow."""
 
-from ftmatrix.records import CellResult, Evaluation
+from ftmatrix.records import CellResult, Evaluation, Phase
 
 STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
 """Fields of a step that become curves; in MLflow their names begin with `step/`."""
@@ -14,11 +14,17 @@ def result_metrics(result: CellResult) -> dict[str, float]:
         "parameters": result.parameters,
         "trainable_parameters": result.trainable_parameters,
         "weight_bytes": result.weight_bytes,
+        "steps": result.steps,
         "spike_score": result.stability.spike_score if result.stability else None,
     }
     for peak in result.peaks:
         values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
         values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
+    if result.forecast:
+        values["forecast_bytes_train"] = result.forecast.peak_bytes
+        measured = next((peak.peak_bytes for peak in result.peaks if peak.phase == Phase.TRAIN), None)
+        if measured:
+            values["forecast_error"] = result.forecast.peak_bytes / measured - 1
     if result.memory:
         values |= {
             "gradient_bytes": result.memory.gradient_bytes,

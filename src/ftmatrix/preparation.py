@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.config import Cell, plain
+from ftmatrix.config import Cell, parse_bytes, plain
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, UnsupportedError, first_line
-from ftmatrix.hardware import Accelerator, Device, Precision, pick, usable_cores
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick, usable_cores
+from ftmatrix.records import CellResult, Forecast, Outcome
 
 RESULT_VERSION = 2
 """Raised when a change to this program changes what a cell comes to."""
@@ -36,6 +36,7 @@ class ReadyCell:
     precision: Precision
     precision_reason: str
     threads: int
+    forecast: Forecast | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,7 +137,10 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
 
 
 def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell:
-    accelerator = shared(lambda: pick(cell.device), "device", cell.device)
+    if cell.device_memory is not None:
+        accelerator = imagine(cell.device, parse_bytes(cell.device_memory, "device_memory"))
+    else:
+        accelerator = shared(lambda: pick(cell.device), "device", cell.device)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
     checkpoint = shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model))
@@ -151,13 +155,6 @@ def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell:
         reason,
         threads=cell.threads or _threads(checkpoint),
     )
-
-
-def default_jobs(cells: Sequence[ReadyCell]) -> int:
-    """How many cells to run side by side: as many as the cores allow on a CPU, one on an accelerator."""
-    if not cells or any(ready.accelerator.device is not Device.cpu for ready in cells):
-        return 1
-    return max(1, usable_cores() // max(ready.threads for ready in cells))
 
 
 def _threads(checkpoint: Checkpoint) -> int:

@@ -54,7 +54,17 @@ class RunWriter:
         from mlflow.entities import Param
 
         values = flat(plain(cell))
-        for left_out in ("tracking.uri", "tracking.sweep", "work_dir", "force", "plan", "data.path", "model.path"):
+        for left_out in (
+            "tracking.uri",
+            "tracking.sweep",
+            "work_dir",
+            "force",
+            "plan",
+            "data.path",
+            "model.path",
+            "device_memory",
+            "fit_check",
+        ):
             values.pop(left_out, None)
         values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}
         self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in values.items()])

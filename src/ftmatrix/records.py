@@ -13,6 +13,7 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"
     OUT_OF_MEMORY = "out of memory"
+    WONT_FIT = "won't fit"
     UNSUPPORTED = "unsupported"
     GATED = "gated model"
     MISSING_MODEL = "missing model"
@@ -225,6 +226,7 @@ class CellResult:
     trainable_parameters: int | None = None
     weight_bytes: int | None = None
     memory: MemoryParts | None = None
+    forecast: Forecast | None = None
     drift: WeightDrift | None = None
     forgetting: Forgetting | None = None
     device: str | None = None

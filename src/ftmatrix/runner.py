@@ -108,6 +108,7 @@ class CellRun:
             trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             weight_bytes=weight_bytes,
             memory=memory,
+            forecast=ready.forecast,
             drift=drift,
             forgetting=None if text_nll_initial is None or text_nll is None else Forgetting(text_nll_initial, text_nll),
             device=ready.accelerator.name,
@@ -197,8 +198,9 @@ def failure(error: BaseException, run: CellRun | None) -> CellResult:
     if isinstance(error, FtmatrixError):
         return CellResult(error.outcome, str(error), peaks=peaks)
     if is_out_of_memory(error):
-        advice = "a smaller training.micro_batch_size or training.gradient_checkpointing=true keeps the same batch"
-        return CellResult(Outcome.OUT_OF_MEMORY, f"memory ran out {where} ({first_line(error)}); {advice}", peaks=peaks)
+        forecast = run.ready.forecast if run else None
+        reason = f"memory ran out {where} ({first_line(error)})"
+        return CellResult(Outcome.OUT_OF_MEMORY, reason, peaks=peaks, forecast=forecast)
     return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first_line(error)}", peaks=peaks)
 
 

@@ -2,50 +2,27 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from typing import cast
-
-from rich.table import Table
-from rich.text import Text
 
 from ftmatrix.config import Cell
 from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
-from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, default_jobs, prepare
+from ftmatrix.planning import Planned, plan, plan_table, plan_totals, side_by_side, with_advice
+from ftmatrix.preparation import Prepared, ReadyCell
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome
-from ftmatrix.table import UNKNOWN, as_csv, as_text, failures, fitting_table
+from ftmatrix.table import as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row, Store, tracking_uri
 
 POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A cell and what the sweep will do with it. `done_run` is the run of an earlier, complete one."""
-
-    prepared: Prepared
-    done_run: str | None
-
-    @property
-    def fingerprint(self) -> str:
-        """The cell's identity; empty where it can't start."""
-        return self.prepared.fingerprint if isinstance(self.prepared, ReadyCell) else ""
-
-    @property
-    def action(self) -> str:
-        """What will happen, in a word or with its reason."""
-        if isinstance(self.prepared, FailedCell):
-            return f"{self.prepared.result.outcome.value}: {self.prepared.result.reason}"
-        return f"done (run {self.done_run[:8]})" if self.done_run else "run"
-
-
-def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | None]:
+def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row | None]:
     """Run the cells and print their comparison. Returns a row a cell; None each where only the plan was asked for.
 
     Raises:
@@ -59,6 +36,8 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     planned = plan(cells, store, fetch=not first.plan)
     if first.plan:
         console.print(plan_table(planned))
+        for line in plan_totals(planned, side_by_side(planned, n_jobs)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return [None] * len(cells)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
@@ -72,7 +51,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with store.sweep(name, len(planned)) as writer:
         runs = [item.done_run or _record_failure(item.prepared, store, name) for item in planned]
-        started = _Scheduler(store, name, Display(console, waiting)).run(waiting, n_jobs or default_jobs(waiting))
+        started = _Scheduler(store, name, Display(console, waiting)).run(waiting, side_by_side(planned, n_jobs))
         run_ids = [run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)]
         row_of = {row.run_id: row for row in store.rows(list(dict.fromkeys(run_ids)))}
         rows = list(row_of.values())
@@ -90,21 +69,14 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | None = None) -> list[Row | Non
     return [row_of[run_id] for run_id in run_ids]
 
 
-def _check(cells: Sequence[Cell], n_jobs: int | None) -> None:
+def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
     studies = sorted({cell.study for cell in cells})
     uris = sorted({tracking_uri(cell.tracking.uri) for cell in cells})
     for key, values in (("study", studies), ("tracking.uri", uris)):
         if len(values) > 1:
             raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(values)}); take one")
-    if n_jobs is not None and n_jobs < 1:
-        raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or null to choose by cores and cells")
-
-
-def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Planned]:
-    """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only."""
-    prepared = prepare(cells, fetch=fetch)
-    finished = store.finished(ready for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force)
-    return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
+    if not (n_jobs in (None, "auto") or (isinstance(n_jobs, int) and n_jobs >= 1)):
+        raise ConfigError(f"n_jobs={n_jobs}: must be at least 1, or auto for as many as cores and memory allow")
 
 
 def data_notes(planned: Sequence[Planned]) -> list[str]:
@@ -112,19 +84,6 @@ def data_notes(planned: Sequence[Planned]) -> list[str]:
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell)]
     found = (f"{cell.cell.data.title}: {note}" for cell in ready for note in cell.dataset.notes)
     return list(dict.fromkeys(found))
-
-
-def plan_table(planned: Sequence[Planned]) -> Table:
-    """Every cell of a plan with what will happen to it."""
-    table = Table(title="plan", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("model", "method", "lr", "seed", "data", "steps", "action"):
-        table.add_column(name, justify="right" if name in ("lr", "seed", "steps") else "left")
-    for item in planned:
-        cell = item.prepared.cell
-        steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
-        axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
-        table.add_row(*(Text(word) for word in (*axes, steps, item.action)))
-    return table
 
 
 def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | None:
@@ -182,7 +141,8 @@ class _Scheduler:
             case Stepped(steps):
                 writer.steps(steps)
                 self.display.stepped(process.ready, steps)
-            case Ended(result):
+            case Ended(ended):
+                result = with_advice(process.ready, ended)
                 writer.finish(result, process.ready.folder)
                 del self.running[connection]
                 process.close()

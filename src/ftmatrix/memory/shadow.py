@@ -1,5 +1,6 @@
 """A training step without weights or arithmetic: fake tensors go through the real model, their bytes are counted."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,11 @@ def shadow_step(
     Raises:
         ModelError: the checkpoint's config is no causal LM's.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
         model: Any = build_model(checkpoint, dtype=_dtype(method, precision), device="meta", attention=attention)
         if method.quantization(precision) is not None:
-            pack_linear_layers(model)
+            pack_linear_layers(model, torch.float32 if precision is Precision.fp32 else torch.bfloat16)
         model = method.adapt(model, precision)
     if gradient_checkpointing:
         recompute_activations(model)
@@ -162,8 +164,8 @@ class _PackedProduct(torch.autograd.Function):
         return gradients[0] @ unpacked, None
 
 
-def pack_linear_layers(model: Any, dtype: torch.dtype = torch.float32) -> None:
-    """Replace the linear layers that bitsandbytes would quantise: all but the output layer."""
+def pack_linear_layers(model: Any, dtype: torch.dtype) -> None:
+    """Replace the linear layers that bitsandbytes would quantise: all but the output layer. They compute in `dtype`."""
     output = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

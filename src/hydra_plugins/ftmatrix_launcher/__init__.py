@@ -36,7 +36,7 @@ class ExperimentsSearchPath(SearchPathPlugin):
 class CellLauncher(Launcher):
     """Composes every cell of the grid first, then hands them all to `ftmatrix.sweep`."""
 
-    def __init__(self, n_jobs: int | None) -> None:
+    def __init__(self, n_jobs: int | str | None) -> None:
         self.n_jobs = n_jobs
 
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
@@ -77,8 +77,8 @@ class CellLauncherConfig:
     """`hydra/launcher=cells`."""
 
     _target_: str = f"{__name__}.CellLauncher"
-    n_jobs: int | None = None
-    """Cells side by side (None: by cores and the cells' threads)."""
+    n_jobs: int | str | None = None
+    """Cells side by side; auto: as many as cores and memory allow (None: that on a CPU, one on an accelerator)."""
 
 
 ConfigStore.instance().store(

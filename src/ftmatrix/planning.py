@@ -1,0 +1,222 @@
+"""What a sweep will do with every cell: run it, take it as done, or say why not; with predicted memory and time."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from rich.table import Table
+from rich.text import Text
+
+from ftmatrix.config import Cell
+from ftmatrix.errors import FtmatrixError
+from ftmatrix.forecasting import Forecaster
+from ftmatrix.hardware import Device, usable_cores
+from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, prepare
+from ftmatrix.records import CellResult, Forecast, Outcome
+from ftmatrix.table import UNKNOWN
+from ftmatrix.tracking import Row, Store
+
+RESERVE_BYTES = 600 * 2**20
+"""What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell and what the sweep will do with it.
+
+    `done_run` is the run of an earlier, complete one; `seconds` what finished cells let it expect, None where there
+    are none to go by.
+    """
+
+    prepared: Prepared
+    done_run: str | None = None
+    seconds: float | None = None
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Peak memory that its training is expected to reach."""
+        return self.prepared.forecast if isinstance(self.prepared, ReadyCell) else self.prepared.result.forecast
+
+    @property
+    def runs(self) -> bool:
+        """Whether the sweep will run the cell."""
+        return isinstance(self.prepared, ReadyCell) and self.done_run is None
+
+    @property
+    def fingerprint(self) -> str:
+        """The cell's identity; empty where it can't start."""
+        return self.prepared.fingerprint if isinstance(self.prepared, ReadyCell) else ""
+
+    @property
+    def action(self) -> str:
+        """What will happen, in a word or with its reason."""
+        if isinstance(self.prepared, FailedCell):
+            return f"{self.prepared.result.outcome.value}: {self.prepared.result.reason}"
+        return f"done (run {self.done_run[:8]})" if self.done_run else "run"
+
+
+def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Planned]:
+    """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only."""
+    prepared = prepare(cells, fetch=fetch)
+    finished = store.finished(ready for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force)
+    forecaster = Forecaster(Path(cells[0].work_dir) / "forecasts")
+    clock = Clock(store.cells() if any(_waits(item, finished) for item in prepared) else [])
+    planned = []
+    for item in prepared:
+        done = finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None
+        if isinstance(item, ReadyCell) and done is None:
+            planned.append(_forecast(item, forecaster, clock))
+        else:
+            planned.append(Planned(item, done))
+    return planned
+
+
+def _waits(item: Prepared, finished: dict[str, str]) -> bool:
+    return isinstance(item, ReadyCell) and item.fingerprint not in finished
+
+
+def _forecast(ready: ReadyCell, forecaster: Forecaster, clock: "Clock") -> Planned:
+    try:
+        forecast = forecaster.forecast(ready)
+    except FtmatrixError as error:
+        return Planned(FailedCell(ready.cell, CellResult(error.outcome, str(error))))
+    free = ready.accelerator.free_bytes
+    if ready.cell.fit_check and free is not None and forecast.peak_bytes + RESERVE_BYTES > free:
+        reason = (
+            f"training needs about {gibibytes(forecast.peak_bytes)}, {gibibytes(free)} of {ready.accelerator.name} are "
+            f"free; {advise(ready, forecaster, free)}; fit_check=false tries it nevertheless"
+        )
+        return Planned(FailedCell(ready.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
+    return Planned(replace(ready, forecast=forecast), seconds=clock.seconds(ready))
+
+
+def advise(ready: ReadyCell, forecaster: Forecaster, free_bytes: int) -> str:
+    """The least change that would make a cell fit and keeps its result: smaller micro-batches, recomputation, both."""
+    training = ready.cell.training
+    batch = training.micro_batch_size or training.batch_size
+    smaller = [batch // parts for parts in (2, 4, 8, 16) if batch % parts == 0]
+    most = {"micro_batch_size": smaller[-1] if smaller else batch, "gradient_checkpointing": True}
+    if _changed_peak(ready, forecaster, most) + RESERVE_BYTES > free_bytes:
+        return "neither smaller micro-batches nor gradient checkpointing would do: take another method or model"
+    changes: list[dict[str, int | bool]] = [{"micro_batch_size": size} for size in smaller]
+    changes += [{"gradient_checkpointing": True}, *({**change, "gradient_checkpointing": True} for change in changes)]
+    peaks = ((change, _changed_peak(ready, forecaster, change)) for change in changes)
+    change, peak = next(found for found in peaks if found[1] + RESERVE_BYTES <= free_bytes)
+    named = " ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
+    return f"{named} would take {gibibytes(peak)} and give the same batch"
+
+
+def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
+    """A result that ran out of memory, with the sizes and the change that would have made the cell fit."""
+    free = ready.accelerator.free_bytes
+    if result.outcome is not Outcome.OUT_OF_MEMORY or ready.forecast is None or free is None:
+        return result
+    forecaster = Forecaster(Path(ready.cell.work_dir) / "forecasts")
+    known = min(free, ready.forecast.peak_bytes + RESERVE_BYTES - 1)  # so much wasn't enough, whatever was free before
+    sizes = f"forecast {gibibytes(ready.forecast.peak_bytes)} while training, {gibibytes(free)} were free"
+    return replace(result, reason=f"{result.reason}; {sizes}; {advise(ready, forecaster, known)}")
+
+
+def _changed_peak(ready: ReadyCell, forecaster: Forecaster, change: dict[str, int | bool]) -> int:
+    changed = replace(ready.cell, training=replace(ready.cell.training, **change))  # type: ignore[arg-type]
+    return forecaster.forecast(replace(ready, cell=changed)).peak_bytes
+
+
+class Clock:
+    """Expects of a cell what finished cells took, by their training's size."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = [row for row in rows if row.completed]
+
+    def seconds(self, ready: ReadyCell) -> float | None:
+        """Seconds of the whole cell: as alike cells took, else by the same method's work a second on this device."""
+        cell = ready.cell
+        mine = (cell.method.name, ready.accelerator.name)
+        same = [row for row in self.rows if (row.method, row.facts.get("device")) == mine]
+        alike = [row for row in same if (row.model, row.data) == (cell.model.title, cell.data.title) and _work(row)]
+        work = ready.checkpoint.parameters * ready.steps * cell.training.batch_size
+        rates = [_total(row) / done for row in alike or same if (done := _work(row))]
+        return work * median(rates) if rates else None
+
+
+def _work(row: Row) -> float | None:
+    """Parameters times messages of a finished cell's training."""
+    parameters, steps, batch = row.metric("parameters"), row.metric("steps"), row.settings.get("training.batch_size")
+    return parameters * steps * int(batch) if parameters and steps and batch else None
+
+
+def _total(row: Row) -> float:
+    return sum(row.metric(f"seconds_{part}") or 0.0 for part in ("setup", "train", "evaluate"))
+
+
+def side_by_side(planned: Sequence[Planned], n_jobs: int | str | None) -> int:
+    """How many cells to run at once: as asked, or as many as fit (`auto`; on an accelerator one, unless asked)."""
+    if isinstance(n_jobs, int):
+        return n_jobs
+    running = [item.prepared for item in planned if item.runs and isinstance(item.prepared, ReadyCell)]
+    on_cpu = all(ready.accelerator.device is Device.cpu for ready in running)
+    return pack(running, usable_cores()) if on_cpu or n_jobs == "auto" else 1
+
+
+def pack(cells: Sequence[ReadyCell], cores: int) -> int:
+    """How many cells cores and free memory have room for, were the largest ones to meet."""
+    if not cells:
+        return 1
+    by_cores = cores // max(ready.threads if ready.accelerator.device is Device.cpu else 1 for ready in cells)
+    free = min((ready.accelerator.free_bytes for ready in cells if ready.accelerator.free_bytes), default=None)
+    peaks = sorted((ready.forecast.peak_bytes + RESERVE_BYTES for ready in cells if ready.forecast), reverse=True)
+    jobs = max(1, min(by_cores, len(cells)))
+    while free is not None and jobs > 1 and sum(peaks[:jobs]) > free:
+        jobs -= 1
+    return jobs
+
+
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """Every cell of a plan with what will happen to it."""
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("model", "method", "lr", "seed", "data", "steps", "peak", "time", "action"):
+        table.add_column(name, justify="left" if name in ("model", "method", "data", "action") else "right")
+    for item in planned:
+        cell = item.prepared.cell
+        steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
+        axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
+        peak = UNKNOWN if item.forecast is None else gibibytes(item.forecast.peak_bytes)
+        time = UNKNOWN if item.seconds is None else duration(item.seconds)
+        table.add_row(*(Text(word) for word in (*axes, steps, peak, time, item.action)))
+    return table
+
+
+def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
+    """How many cells will do what, how long it will take, which one takes longest, and which one takes most memory."""
+    counts = Counter(item.action.partition(":")[0].partition(" (")[0] for item in planned)
+    lines = [f"{len(planned)} cells: {', '.join(f'{count} {action}' for action, count in counts.items())}."]
+    running = [item for item in planned if item.runs]
+    timed = [(item.seconds, item.prepared.cell.title) for item in running if item.seconds is not None]
+    if timed:
+        total, (longest, title) = sum(seconds for seconds, _ in timed), max(timed)
+        unknown = f", not counting {len(running) - len(timed)} of unknown length" if len(timed) < len(running) else ""
+        lines.append(
+            f"About {duration(total)} of work{unknown}; {duration(total / jobs)} with {jobs} side by side. Longest: "
+            f"{title}, {duration(longest)}."
+        )
+    elif running:
+        lines.append("No finished cell to tell the time by yet.")
+    peaks = [(item.forecast.peak_bytes, item.prepared.cell.title) for item in running if item.forecast is not None]
+    if peaks:
+        peak, title = max(peaks)
+        lines.append(f"Highest peak while training: {title}, {gibibytes(peak)}.")
+    return lines
+
+
+def gibibytes(count: float) -> str:
+    """Bytes as GiB, small ones as MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,153 @@
+"""The plan: what fits, what doesn't and what would, how long it takes, and how much runs side by side."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study import row
+
+from ftmatrix.config import Cell, parse_bytes
+from ftmatrix.errors import ConfigError
+from ftmatrix.forecasting import Forecaster, largest_batch
+from ftmatrix.hardware import Device, usable_cores
+from ftmatrix.memory.shadow import BatchShape
+from ftmatrix.planning import (
+    RESERVE_BYTES,
+    Clock,
+    Planned,
+    advise,
+    duration,
+    pack,
+    plan,
+    plan_totals,
+    side_by_side,
+    with_advice,
+)
+from ftmatrix.preparation import FailedCell, ReadyCell, prepare
+from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome
+from ftmatrix.settings import Training
+from ftmatrix.tracking import Store
+
+QuickCell = Callable[..., Cell]
+GIB = 2**30
+
+
+def ready(cell: Cell, *, free_bytes: int | None = None, peak_bytes: int | None = None) -> ReadyCell:
+    (found,) = prepare([cell])
+    assert isinstance(found, ReadyCell)
+    accelerator = replace(found.accelerator, free_bytes=free_bytes or found.accelerator.free_bytes)
+    forecast = Forecast(peak_bytes, MemoryParts(1, 1, 1)) if peak_bytes else None
+    return replace(found, accelerator=accelerator, forecast=forecast)
+
+
+def test_the_largest_batch_is_one_that_the_seeds_order_comes_to() -> None:
+    lengths = [(10, 2)] * 15 + [(50, 3)] + [(20, 2)] * 4
+    assert largest_batch(lengths, Training(epochs=3, batch_size=16), seed=0).length == 50
+    small = largest_batch(lengths, Training(epochs=3, batch_size=16, micro_batch_size=4), seed=0)
+    assert (small.rows, small.length) == (4, 50)
+    assert largest_batch([(10, 2)] * 5, Training(epochs=1, batch_size=16), seed=0) == BatchShape(5, 10, 10)
+
+
+def test_a_forecast_is_found_once_and_kept(
+    quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [ready(quick_cell(f"lr={lr}")) for lr in ("1e-3", "2e-3")]
+    first = Forecaster(tmp_path).forecast(cells[0])
+    monkeypatch.setattr("ftmatrix.forecasting.shadow_step", None)
+    assert Forecaster(tmp_path).forecast(cells[1]) == first
+    assert first.peak_bytes > first.parts.weight_bytes > 0
+
+
+def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
+    quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ready(quick_cell("lr=1e-3"))
+    forecaster = Forecaster(tmp_path / "forecasts")
+    peak = forecaster.forecast(one).peak_bytes
+    advice = advise(one, forecaster, peak + RESERVE_BYTES - 1)
+    assert advice.startswith("training.micro_batch_size=8 would take ")
+    assert advise(one, forecaster, RESERVE_BYTES).startswith("neither smaller micro-batches nor gradient checkpointing")
+
+    monkeypatch.setattr("ftmatrix.hardware._host_free_bytes", lambda: peak + RESERVE_BYTES - 1)
+    cells = [quick_cell("lr=1e-3"), quick_cell("lr=1e-3", "fit_check=false")]
+    store = Store(str(cells[0].tracking.uri), "ftmatrix")
+    left_out, tried = plan(cells, store)
+    assert isinstance(left_out.prepared, FailedCell)
+    assert left_out.prepared.result.outcome is Outcome.WONT_FIT
+    for said in ("training needs about", "are free", "training.micro_batch_size=8", "fit_check=false"):
+        assert said in left_out.action
+    assert tried.runs
+
+
+def test_running_out_of_memory_is_told_with_sizes_and_a_way_out(quick_cell: QuickCell, tmp_path: Path) -> None:
+    one = ready(quick_cell("lr=1e-3"), free_bytes=20 * GIB)
+    forecast = Forecaster(tmp_path).forecast(one)
+    died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while training (no more)", forecast=forecast)
+    reason = with_advice(replace(one, forecast=forecast), died).reason
+    assert reason is not None
+    assert reason.startswith("memory ran out while training (no more); forecast ")
+    assert "20.0 GiB were free; training.micro_batch_size=8 would take" in reason
+    fine = CellResult(Outcome.CRASHED, "no")
+    assert with_advice(one, fine) == fine
+
+
+def test_a_card_that_isnt_here_can_be_planned_for(quick_cell: QuickCell) -> None:
+    cells = [quick_cell("plan=true", f"device_memory={size}") for size in ("24GiB", "620MiB")]
+    fits, tight = plan(cells, Store(str(cells[0].tracking.uri), "ftmatrix"), fetch=False)
+    assert isinstance(fits.prepared, ReadyCell)
+    assert fits.prepared.accelerator.device is Device.cuda
+    assert fits.prepared.precision.value == "mixed"
+    assert fits.forecast is not None
+    assert isinstance(tight.prepared, FailedCell)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GiB", 24 * GIB), ("24GB", 24 * 10**9), ("512 MiB", 512 * 2**20), ("1.5g", 1.5e9)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, count: float) -> None:
+    assert parse_bytes(text, "device_memory") == count
+
+
+@pytest.mark.parametrize("text", ["24", "many", "-1GiB", "0GiB", "24 parsecs"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write a size as 24GiB"):
+        parse_bytes(text, "device_memory")
+
+
+def test_cells_are_packed_by_cores_and_memory(quick_cell: QuickCell) -> None:
+    cells = [
+        ready(quick_cell(f"lr={lr}"), free_bytes=8 * GIB, peak_bytes=2 * GIB) for lr in ("1e-3", "2e-3", "3e-3", "4e-3")
+    ]
+    assert pack(cells, cores=2) == 2
+    assert pack(cells, cores=16) == 3  # 2 GiB and the reserve each, in 8 GiB
+    assert pack([replace(cell, threads=8) for cell in cells], cores=16) == 2
+    assert pack(cells[:1], cores=16) == 1
+    assert pack([], cores=16) == 1
+    planned = [Planned(cell) for cell in cells]
+    assert side_by_side(planned, None) == min(3, usable_cores())
+    assert side_by_side(planned, 7) == 7
+    on_gpu = [Planned(replace(cell, accelerator=replace(cell.accelerator, device=Device.cuda))) for cell in cells]
+    assert side_by_side(on_gpu, None) == 1
+    assert side_by_side(on_gpu, "auto") == min(3, usable_cores())
+
+
+def test_time_is_told_by_finished_cells(quick_cell: QuickCell) -> None:
+    cell = ready(quick_cell("lr=1e-3"))
+
+    def finished(seconds: float, **changed: Any) -> Any:
+        metrics = {"parameters": cell.checkpoint.parameters, "steps": cell.steps, "seconds_train": seconds}
+        facts = {"device": cell.accelerator.name}
+        settings = {"training.batch_size": "16"}
+        axes = {"model": "pocket-1m", "data": cell.cell.data.title} | changed
+        return row("full", 1e-3, 0, facts=facts, settings=settings, **axes, **metrics)
+
+    assert Clock([]).seconds(cell) is None
+    assert Clock([finished(30.0)]).seconds(cell) == pytest.approx(30.0)
+    assert Clock([finished(30.0), finished(99.0, data="other")]).seconds(cell) == pytest.approx(30.0)
+    assert Clock([finished(99.0, model="pocket-4m")]).seconds(cell) == pytest.approx(99.0)  # by work a second
+    lines = plan_totals([Planned(cell, seconds=30.0), Planned(cell, seconds=100.0), Planned(cell, "abcdefgh")], 2)
+    assert lines[0] == "3 cells: 2 run, 1 done."
+    assert lines[1].startswith("About 2 min of work; 65 s with 2 side by side. Longest: full pocket-1m lr=0.001")
+    assert [duration(value) for value in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
