@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 from ftmatrix.config import Cell, cell_from, experiments_root
 from ftmatrix.errors import ConfigError
 from ftmatrix.methods import FullFineTuning, Lora, Quantization
-from ftmatrix.overrides import GROUPS, expand, options, studies
+from ftmatrix.overrides import GROUPS, expand, grids, options
 
 MakeCell = Callable[..., Cell]
 
@@ -23,7 +23,7 @@ def test_every_yaml_composes(choice: str, make_cell: MakeCell) -> None:
     assert getattr(cell, group).name == name
 
 
-@pytest.mark.parametrize("name", list(studies()))
+@pytest.mark.parametrize("name", list(grids()))
 def test_every_study_composes_and_each_of_its_axes_does(name: str, hydra_config: Callable[..., Any]) -> None:
     config = hydra_config(f"experiment={name}")
     assert config.hydra.mode.name == "MULTIRUN"
@@ -93,5 +93,5 @@ def test_a_study_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: 
     (tmp_path / "experiments" / "mine").mkdir(parents=True)
     (tmp_path / "experiments" / "mine" / "grid.yaml").write_text("# @package _global_\nstudy: mine\n")
     monkeypatch.chdir(tmp_path)
-    assert {"mine", "pocket"} <= set(studies())
+    assert {"mine", "pocket"} <= set(grids())
     assert (experiments_root() / "experiments" / "pocket" / "grid.yaml").exists()

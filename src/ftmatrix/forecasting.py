@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,8 +62,10 @@ class Forecaster:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def _kept(self, key: str) -> Forecast | None:
-        path = self.folder / f"{key}.json"
-        return from_json(Forecast, path.read_text()) if path.exists() else None
+        try:
+            return from_json(Forecast, (self.folder / f"{key}.json").read_text())
+        except (OSError, ValueError):  # never found out, or not written whole
+            return None
 
     def _found(self, ready: ReadyCell, shape: BatchShape, key: str) -> Forecast:
         shadow = shadow_step(
@@ -75,10 +78,11 @@ class Forecaster:
             attention=ready.cell.model.attention,
         )
         forecast = Forecast(shadow.peak_bytes, shadow.parts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f"{key}.part"
-        part.write_text(to_json(forecast))
-        part.replace(self.folder / f"{key}.json")
+        with suppress(OSError):  # to be found out again is no reason to stop
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = self.folder / f"{key}.part"
+            part.write_text(to_json(forecast))
+            part.replace(self.folder / f"{key}.json")
         return forecast
 
 

@@ -43,13 +43,13 @@ class CellLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: "Sequence[Sequence[str]]", initial_job_idx: int) -> "Sequence[JobReturn]":
-
         from ftmatrix.config import cell_from
         from ftmatrix.records import Outcome
-        from ftmatrix.sweep import sweep
 
         load = self.hydra_context.config_loader.load_sweep_config
         cells = [cell_from(load(self.config, list(overrides))) for overrides in job_overrides]
+        from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
+
         returns = []
         for row in sweep(cells, n_jobs=self.n_jobs):
             if row is None or row.outcome is Outcome.COMPLETED:
