@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy
 from numpy.typing import NDArray
 
-from ftmatrix.records import Outcome, Verdict
+from ftmatrix.records import Verdict
 from ftmatrix.statistics import Interval, mean_interval
 from ftmatrix.tracking import Row
 
@@ -166,5 +166,8 @@ def unfair_differences(arms: Sequence[Curve]) -> list[str]:
 
 def _point(lr: float, rows: Sequence[Row]) -> Point:
     members = sorted((row for row in rows if row.lr == lr), key=lambda row: row.seed)
-    completed = [row for row in members if row.outcome is Outcome.COMPLETED]
-    return Point(lr, tuple(completed), tuple(row for row in members if row.outcome is not Outcome.COMPLETED))
+    return Point(
+        lr,
+        runs=tuple(row for row in members if row.completed),
+        failed=tuple(row for row in members if not row.completed),
+    )

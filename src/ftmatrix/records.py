@@ -189,14 +189,6 @@ class Forecast:
 
     peak_bytes: int
     parts: MemoryParts
-    at_most: bool = False
-    """Whether the messages' lengths weren't known, and the longest allowed was taken."""
-
-    @property
-    def rest_bytes(self) -> int:
-        """Activations, logits and workspace."""
-        held = self.parts.weight_bytes + self.parts.gradient_bytes + self.parts.optimizer_bytes
-        return max(0, self.peak_bytes - held)
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,10 @@ class Trainer:
 
     def _memory(self) -> MemoryParts:
         """Bytes held between the optimizer's step and the end of the gradients."""
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
         return MemoryParts(
             weight_bytes=sum(weight.nbytes for weight in self.model.parameters()),
             gradient_bytes=sum(weight.grad.nbytes for weight in self.trained if weight.grad is not None),
-            optimizer_bytes=sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
+            optimizer_bytes=sum(state.nbytes for state in optimizer_tensors(self.optimizer)),
         )
 
 
@@ -116,6 +115,12 @@ def make_optimizer(trained: Sequence[nn.Parameter], *, lr: float, weight_decay: 
     others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The tensors of an optimizer's state."""
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return [value for value in states if isinstance(value, torch.Tensor)]
 
 
 def recompute_activations(model: Any) -> None:

@@ -1,6 +1,5 @@
 """A claim is data, written down before the runs: which cells, which statistic, which thresholds."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -118,8 +117,3 @@ def enough(point: Point, least: int) -> None:
     if len(point.runs) < least:
         failed = f", {len(point.failed)} failed" if point.failed else ""
         raise OpenQuestionError(f"{len(point.runs)} run(s) at lr={point.lr:g}{failed}; the claim asks for {least}")
-
-
-def known(value: float) -> float | None:
-    """A number that JSON can hold."""
-    return value if math.isfinite(value) else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftmatrix.answers import Results
-from ftmatrix.claims.base import Cells, Claim, Evidence, OpenQuestionError, enough, known
+from ftmatrix.claims.base import Cells, Claim, Evidence, OpenQuestionError, enough
 from ftmatrix.comparison import Curve, Point
 from ftmatrix.rates import DEGRADED_SHARE, Sample, best_rate, paired_samples, width_difference, window
 from ftmatrix.statistics import ALPHA, equivalence, more_often, share_interval
@@ -143,7 +143,7 @@ class WiderWindow(Claim):
 def _unstable(point: Point) -> str:
     interval = share_interval(point.unstable, len(point.runs))
     kinds = ", ".join(f"{count} {verdict.value}" for verdict, count in point.verdicts.items() if verdict != "stable")
-    low, high = known(interval.low or 0.0), interval.high or 0.0
+    low, high = interval.low or 0.0, interval.high or 0.0
     return (
         f"{point.unstable} of {len(point.runs)} runs unstable at lr={point.lr:g}{f' ({kinds})' if kinds else ''}, 95 % "
         f"interval {low:.0%} to {high:.0%}"

@@ -15,7 +15,7 @@ from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
 from ftmatrix.models import build_model
 from ftmatrix.records import MemoryParts
-from ftmatrix.training import make_optimizer, recompute_activations
+from ftmatrix.training import make_optimizer, optimizer_tensors, recompute_activations
 
 BLOCK = 64
 """Weights of a 4-bit base that share a scale of one byte."""
@@ -77,7 +77,7 @@ def _step(model: Any, shape: BatchShape, precision: Precision, *, accumulates: b
     if not accumulates:
         optimizer.zero_grad(set_to_none=True)
     tracker = StorageTracker()
-    for tensor in (*model.parameters(), *model.buffers(), *_states(optimizer)):
+    for tensor in (*model.parameters(), *model.buffers(), *optimizer_tensors(optimizer)):
         tracker.count(tensor)
     for parameter in trained:
         if parameter.grad is not None:
@@ -91,7 +91,7 @@ def _step(model: Any, shape: BatchShape, precision: Precision, *, accumulates: b
         parts = MemoryParts(
             weight_bytes=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
             gradient_bytes=sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None),
-            optimizer_bytes=sum(tensor.nbytes for tensor in _states(optimizer)),
+            optimizer_bytes=sum(tensor.nbytes for tensor in optimizer_tensors(optimizer)),
         )
         optimizer.step()
     return Shadow(parts, tracker.peak_bytes)
@@ -105,10 +105,6 @@ def _forward(model: Any, shape: BatchShape, precision: Precision) -> tuple[Tenso
     batch = Batch(ids, torch.ones_like(ids), ids, positions, positions)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.mixed):
         return label_logits(model, batch)
-
-
-def _states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def _dtype(method: Method, precision: Precision) -> Any:

@@ -15,6 +15,7 @@ from ftmatrix.rates import (
     Window,
     around_best,
     best,
+    best_rate,
     degraded,
     paired_samples,
     rate_ratio,
@@ -141,7 +142,7 @@ def _ratio(curve: Curve, context: Sequence[Curve]) -> Interval | None:
 def _contrasts(arms: Sequence[Curve], results: Results) -> list[Contrast]:
     found = []
     for first, second in combinations([arm for arm in arms if arm.rates], 2):
-        points = [arm.at(float(Sample.of(arm).rates[best(Sample.of(arm))])) for arm in (first, second)]
+        points = [arm.at(best_rate(arm)) for arm in (first, second)]
         if points[0] is None or points[1] is None:
             continue
         difference = compare_answers(points[0], points[1], results)
