@@ -1,13 +1,18 @@
 """Configuration: every YAML composes, every range is checked, and identity holds what decides a result."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.errors import ConfigCompositionException
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
 
-from ftmatrix.config import Cell, cell_from, experiments_root
+from ftmatrix.composition import Composer
+from ftmatrix.config import Cell, cell_from, config_folder, experiments_root, register_schemas
 from ftmatrix.errors import ConfigError
 from ftmatrix.methods import FullFineTuning, Lora, Quantization
 from ftmatrix.overrides import GROUPS, expand, grids, options
@@ -30,6 +35,39 @@ def test_every_study_composes_and_each_of_its_axes_does(name: str, hydra_config:
     for axis, values in config.hydra.sweeper.params.items():
         for value in str(values).split(","):
             cell_from(hydra_config(f"experiment={name}", f"{axis}={value}"))
+
+
+def test_a_grid_composes_as_hydra_composes_each_of_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_grid(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    register_schemas()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", ["+experiments=mine/grid"], RunMode.MULTIRUN)
+        composer = Composer(loader, master)
+        jobs = [
+            ["method=lora", "lr=3e-4", "seed=2", "training.max_grad_norm=null"],
+            ["lr=1e-2", "method=qlora", "method.r=4", "model=pocket-4m", "training.schedule=cosine"],
+            ["data=csv", "data.path='a b'", "data.confusion_pair=[x,y]", "tracking.sweep=a"],
+            ["training={epochs:2}", "~training.weight_decay"],
+        ]
+        for job in jobs:
+            overrides = ["+experiments=mine/grid", *job]
+            try:
+                expected: object = cell_from(loader.load_sweep_config(master, overrides))
+            except (ConfigError, HydraException) as error:
+                with pytest.raises(type(error), match=re.escape(str(error))):
+                    composer.cell(overrides)
+            else:
+                assert composer.cell(overrides) == expected
+        with pytest.raises(ConfigCompositionException, match="training.no_such"):
+            composer.cell(["training.no_such=1"])
+
+
+def write_grid(folder: Path) -> None:
+    grid = folder / "experiments" / "mine" / "grid.yaml"
+    grid.parent.mkdir(parents=True)
+    grid.write_text("# @package _global_\ndefaults: [{override /method: lora}]\nlr: 5e-3\ntraining: {epochs: 7}\n")
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])

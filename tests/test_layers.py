@@ -28,7 +28,7 @@ LAYERS = (
     ("claims", "planning"),
     ("sweep",),
     ("report",),
-    ("overrides",),
+    ("overrides", "composition"),
     ("cli",),
 )
 ROOMS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -141,9 +141,7 @@ def cell_from(config: DictConfig) -> Cell:
     Raises:
         ConfigError: a value is missing, of the wrong type or out of range.
     """
-    config = config.copy()
-    with open_dict(config):
-        config.pop("hydra", None)
+    config = without_hydra(config)
     try:
         cell = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -156,6 +154,14 @@ def cell_from(config: DictConfig) -> Cell:
         raise ConfigError(f"+{unknown[0]}: nothing reads such a setting; remove it")
     cell.check()
     return cell
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A copy of a composed config that leaves out Hydra's own part."""
+    config = config.copy()
+    with open_dict(config):
+        config.pop("hydra", None)
+    return config
 
 
 def plain(value: Any) -> Any:

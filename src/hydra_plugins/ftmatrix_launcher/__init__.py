@@ -1,9 +1,10 @@
-"""What Hydra discovers: the launcher that runs cells, and the search path of experiments."""
+"""What Hydra discovers: the sweeper and the launcher of cells, and the search path of experiments."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -33,6 +34,14 @@ class ExperimentsSearchPath(SearchPathPlugin):
                 search_path.append("ftmatrix-experiments", f"file://{folder}")
 
 
+class GridSweeper(BasicSweeper):
+    """Hydra's own grid. It doesn't compose every job in advance where the launcher does so before it starts any."""
+
+    def validate_batch_is_legal(self, batch: "Sequence[Sequence[str]]") -> None:
+        if not isinstance(self.launcher, CellLauncher):
+            super().validate_batch_is_legal(batch)
+
+
 class CellLauncher(Launcher):
     """Composes every cell of the grid first, then hands them all to `ftmatrix.sweep`."""
 
@@ -43,11 +52,11 @@ class CellLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: "Sequence[Sequence[str]]", initial_job_idx: int) -> "Sequence[JobReturn]":
-        from ftmatrix.config import cell_from
+        from ftmatrix.composition import Composer
         from ftmatrix.records import Outcome
 
-        load = self.hydra_context.config_loader.load_sweep_config
-        cells = [cell_from(load(self.config, list(overrides))) for overrides in job_overrides]
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        cells = [composer.cell(overrides) for overrides in job_overrides]
         from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
 
         returns = []
@@ -81,9 +90,14 @@ class CellLauncherConfig:
     """Cells side by side; auto: as many as cores and memory allow (None: that on a CPU, one on an accelerator)."""
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="cells",
-    node=CellLauncherConfig,
-    provider="ftmatrix",
-)
+@dataclass
+class GridSweeperConfig:
+    """`hydra/sweeper=grid`."""
+
+    _target_: str = f"{__name__}.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+for group, name, node in (("launcher", "cells", CellLauncherConfig), ("sweeper", "grid", GridSweeperConfig)):
+    ConfigStore.instance().store(group=f"hydra/{group}", name=name, node=node, provider="ftmatrix")
