@@ -60,7 +60,7 @@ def test_a_grid_composes_as_hydra_composes_each_of_its_jobs(tmp_path: Path, monk
                     composer.cell(overrides)
             else:
                 assert composer.cell(overrides) == expected
-        with pytest.raises(ConfigCompositionException, match="training.no_such"):
+        with pytest.raises(ConfigCompositionException, match=r"training\.no_such"):
             composer.cell(["training.no_such=1"])
 
 

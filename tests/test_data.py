@@ -194,7 +194,7 @@ def test_banking77_from_the_hubs_parquet(tmp_path: Path, monkeypatch: pytest.Mon
     for split in ("train", "test"):
         (tmp_path / "default" / split).mkdir(parents=True)
         pyarrow.parquet.write_table(table, tmp_path / "default" / split / "0000.parquet")
-    monkeypatch.setattr(banking77, "download", lambda *_: Snapshot(tmp_path, "0123abc"))
+    monkeypatch.setattr(banking77, "download", lambda *_, **__: Snapshot(tmp_path, "0123abc"))
     dataset = Banking77(name="banking77").load()
     assert dataset.labels == ("card", "pay")
     assert dataset.source == "PolyAI/banking77@0123abc"

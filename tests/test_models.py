@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
+from ftmatrix.config import config_folder
 from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
 from ftmatrix.hub import Repository, download
 from ftmatrix.models import PACKAGED, Model, build_model, load_model
@@ -133,3 +134,42 @@ def test_a_change_anywhere_in_the_weights_is_another_revision(folder: Path) -> N
     weights[len(weights) // 2 + 12_345] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert Model(name="local", path=str(folder)).locate().revision != before
+
+
+PUBLISHED = {
+    "gemma2-2b": 2_614_341_888,
+    "gemma3-1b": 999_885_952,
+    "gemma3-270m": 268_098_176,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "smollm2-1.7b": 1_711_376_384,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+}
+"""Parameters as the models' pages state them, tied weights counted once."""
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((config_folder() / "model").glob("*.yaml"))])
+def test_every_hub_models_architecture_is_bundled(name: str, make_cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftmatrix.models.cached_config", lambda repository: None)
+    needed = ["model.path=."] if name == "local" else ["model.hub_id=a/b"] if name == "hub" else []
+    architecture = make_cell(f"model={name}", *needed).model.architecture()
+    assert (architecture.parameters if architecture else None) == PUBLISHED.get(name)
+
+
+def test_a_cached_config_goes_before_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--google--gemma-3-270m"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copytree(PACKAGED / "pocket-1m", repository / "snapshots" / "abc", ignore=shutil.ignore_patterns("*.saf*"))
+    found = Model(name="gemma3-270m", hub_id="google/gemma-3-270m").architecture()
+    assert found is not None
+    assert found.folder == repository / "snapshots" / "abc"
+    assert found.parameters == Model(name="pocket-1m").locate().parameters

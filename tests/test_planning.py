@@ -21,11 +21,12 @@ from ftmatrix.planning import (
     duration,
     pack,
     plan,
+    plan_reasons,
     plan_totals,
     side_by_side,
     with_advice,
 )
-from ftmatrix.preparation import FailedCell, ReadyCell, prepare
+from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome
 from ftmatrix.settings import Training
 from ftmatrix.tracking import Store
@@ -77,7 +78,8 @@ def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
     assert isinstance(left_out.prepared, FailedCell)
     assert left_out.prepared.result.outcome is Outcome.WONT_FIT
     for said in ("training needs about", "are free", "training.micro_batch_size=8", "fit_check=false"):
-        assert said in left_out.action
+        assert said in str(left_out.reason)
+    assert left_out.action == "won't fit"
     assert tried.runs
 
 
@@ -101,6 +103,38 @@ def test_a_card_that_isnt_here_can_be_planned_for(quick_cell: QuickCell) -> None
     assert fits.prepared.precision.value == "mixed"
     assert fits.forecast is not None
     assert isinstance(tight.prepared, FailedCell)
+
+
+def test_a_plan_needs_no_download(quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    here = ("plan=true", "device_memory=24GiB")
+    cells = [
+        quick_cell(*here, "model=smollm2-135m", "data=banking77", "data.path=null"),  # neither model nor data
+        quick_cell(*here, "model=smollm2-135m"),  # data, no tokenizer
+        quick_cell(*here, "model=smollm2-135m", "data=banking77", "data.path=null", "framing.max_length=32"),
+        quick_cell(*here, "model=gemma3-270m", "method=qlora"),
+        quick_cell(*here, "model=hub", "model.hub_id=no/body"),  # not even an architecture
+        quick_cell("plan=true", "device_memory=1GiB", "model=smollm2-135m"),
+    ]
+    planned = plan(cells, Store(str(cells[0].tracking.uri), "ftmatrix"), fetch=False)
+    *unfetched, tight = planned
+    assert all(isinstance(item.prepared, UnfetchedCell) and item.runs for item in unfetched)
+    peaks = [item.forecast.peak_bytes if item.forecast else 0 for item in unfetched]
+    assert peaks[0] > peaks[1] > 4 * 4 * 134_515_008  # the messages that are here are shorter than 128 tokens
+    assert peaks[0] > peaks[2]
+    assert [item.peak[:2] for item in unfetched] == ["≤ ", "≤ ", "≤ ", "≤ ", "—"]
+    assert [item.action for item in planned] == ["fetch and run"] * 3 + [
+        "fetch (gated) and run",
+        "fetch and run",
+        "won't fit",
+    ]
+    assert "model HuggingFaceTB/SmolLM2-135M at revision main isn't in the cache" in str(unfetched[1].reason)
+    assert "dataset PolyAI/banking77" in str(unfetched[0].reason)
+    assert "training needs at most" in str(tight.reason)
+    reasons = plan_reasons(planned)
+    assert reasons[1].startswith("fetch and run (full smollm2-135m lr=0.001 seed=0): model=smollm2-135m: ")
+    assert plan_totals(planned, 1)[0] == "6 cells: 4 fetch and run, 1 fetch (gated) and run, 1 won't fit."
+    assert plan_totals(planned, 1)[-1].startswith("≤: a bound")
 
 
 @pytest.mark.parametrize(

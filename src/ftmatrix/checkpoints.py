@@ -25,6 +25,11 @@ class Checkpoint:
     revision: str
     parameters: int
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer's file is there."""
+        return any((self.folder / name).exists() for name in TOKENIZER_FILES)
+
 
 def count_parameters(folder: Path, named: str) -> int:
     """Check that a folder can hold a model, and count its parameters from the safetensors headers.

@@ -34,6 +34,10 @@ class GatedError(ModelError):
     outcome = Outcome.GATED
 
 
+class NotFetchedError(FtmatrixError):
+    """Only a download would bring the model or the data, and none was allowed."""
+
+
 class UnsupportedError(FtmatrixError):
     """The method can't run on this device."""
 

@@ -4,20 +4,28 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from ftmatrix.config import plain
+from ftmatrix.checkpoints import Checkpoint
+from ftmatrix.config import Cell, plain
 from ftmatrix.framing import Framer
+from ftmatrix.hardware import Precision
 from ftmatrix.memory.shadow import BatchShape, shadow_step
-from ftmatrix.models import load_tokenizer
-from ftmatrix.preparation import ReadyCell, Shared
+from ftmatrix.models import PACKAGED, load_tokenizer
+from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
 FORECAST_VERSION = 1
 """Raised when a change to this program changes its forecasts."""
+STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
+"""Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
+LABEL_STEP = 16
+"""Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
+LONGEST_LABEL = 16
+"""Tokens that no label of unknown data is expected to exceed."""
 
 
 class Forecaster:
@@ -27,39 +35,59 @@ class Forecaster:
         self.folder = folder
         self._shared = Shared()
 
-    def forecast(self, ready: ReadyCell) -> Forecast:
-        """Peak memory of a cell's training, from its configuration and its messages' lengths.
+    def forecast(self, known: ReadyCell | UnfetchedCell) -> Forecast:
+        """Peak memory of a cell's training, from its architecture, which must be known, and its messages' lengths.
+
+        Of a cell that isn't fetched, the most that its training may take.
 
         Raises:
             ModelError: the checkpoint's config or tokenizer can't be used.
         """
-        shape = largest_batch(self._lengths(ready), ready.cell.training, ready.cell.seed)
-        key = self._key(ready, shape)
-        return self._shared(lambda: self._kept(key) or self._found(ready, shape, key), key)
+        assert known.checkpoint is not None
+        return self._at(known.checkpoint, known.cell, known.precision, self._shape(known.checkpoint, known))
 
-    def _lengths(self, ready: ReadyCell) -> list[tuple[int, int]]:
-        """Tokens of each training message, and of its label within them."""
+    def _shape(self, checkpoint: Checkpoint, known: ReadyCell | UnfetchedCell) -> BatchShape:
+        cell, dataset = known.cell, known.dataset
+        if dataset is None:
+            rows, length = cell.training.micro_batch_size or cell.training.batch_size, cell.framing.max_length
+            return BatchShape(rows, length, rows * min(length, LONGEST_LABEL))
+        source = checkpoint if checkpoint.has_tokenizer else STAND_IN
 
-        def find() -> list[tuple[int, int]]:
-            framer = Framer(ready.cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
-            return [(len(example), len(example.label)) for example in framer.frame(ready.dataset.train)]
+        def find() -> list[tuple[int, int]]:  # tokens of each training message, and of its label within them
+            framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
+            return [(len(example), len(example.label)) for example in framer.frame(dataset.train)]
 
-        return self._shared(find, ready.checkpoint.folder, ready.dataset.digest, plain(ready.cell.framing))
+        lengths = self._shared(find, source.folder, dataset.digest, plain(cell.framing))
+        shape = largest_batch(lengths, cell.training, cell.seed)
+        return replace(shape, label_tokens=-(-shape.label_tokens // LABEL_STEP) * LABEL_STEP)
 
-    def _key(self, ready: ReadyCell, shape: BatchShape) -> str:
-        training = ready.cell.training
+    def _at(self, checkpoint: Checkpoint, cell: Cell, precision: Precision, shape: BatchShape) -> Forecast:
         decides = {
-            "config": (ready.checkpoint.folder / "config.json").read_text(),
-            "method": plain(ready.cell.method),
-            "precision": ready.precision.value,
+            "config": (checkpoint.folder / "config.json").read_text(),
+            "method": plain(cell.method),
+            "precision": precision.value,
             "shape": asdict(shape),
-            "accumulates": _accumulates(training),
-            "gradient_checkpointing": training.gradient_checkpointing,
-            "attention": ready.cell.model.attention,
-            "versions": ready.versions,
+            "accumulates": _accumulates(cell.training),
+            "gradient_checkpointing": cell.training.gradient_checkpointing,
+            "attention": cell.model.attention,
+            "versions": versions(cell.method),
             "forecast_version": FORECAST_VERSION,
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+        def find() -> Forecast:
+            shadow = shadow_step(
+                checkpoint,
+                cell.method,
+                precision=precision,
+                shape=shape,
+                accumulates=_accumulates(cell.training),
+                gradient_checkpointing=cell.training.gradient_checkpointing,
+                attention=cell.model.attention,
+            )
+            return Forecast(shadow.peak_bytes, shadow.parts)
+
+        return self._shared(lambda: self._kept(key) or self._keep(key, find()), key)
 
     def _kept(self, key: str) -> Forecast | None:
         try:
@@ -67,17 +95,7 @@ class Forecaster:
         except (OSError, ValueError):  # never found out, or not written whole
             return None
 
-    def _found(self, ready: ReadyCell, shape: BatchShape, key: str) -> Forecast:
-        shadow = shadow_step(
-            ready.checkpoint,
-            ready.cell.method,
-            precision=ready.precision,
-            shape=shape,
-            accumulates=_accumulates(ready.cell.training),
-            gradient_checkpointing=ready.cell.training.gradient_checkpointing,
-            attention=ready.cell.model.attention,
-        )
-        forecast = Forecast(shadow.peak_bytes, shadow.parts)
+    def _keep(self, key: str, forecast: Forecast) -> Forecast:
         with suppress(OSError):  # to be found out again is no reason to stop
             self.folder.mkdir(parents=True, exist_ok=True)
             part = self.folder / f"{key}.part"

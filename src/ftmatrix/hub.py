@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError, first_line
+from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError, NotFetchedError, first_line
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
 
     Raises:
         ModelError or DataError: the hub can't be reached, or has no such repository or revision.
+        NotFetchedError: it isn't in the cache, and `fetch` is False.
         GatedError: a licence has to be accepted first.
     """
     from huggingface_hub import snapshot_download
@@ -67,7 +68,8 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
         raise fail(f"{named}: {repository.id} has no revision {repository.revision!r}; or take {local}") from error
     except LocalEntryNotFoundError as error:
         if not fetch:
-            raise fail(f"{named}: {page} isn't in the cache; a sweep fetches it first") from error
+            licence = ", once its licence is accepted on the hub" if repository.gated else ""
+            raise NotFetchedError(f"{named}: {page} isn't in the cache; a sweep fetches it first{licence}") from error
         licence = " (its licence must be accepted there)" if repository.gated else ""
         raise fail(
             f"{named}: {page} is neither in the cache nor reachable on the hub; connect this machine to the hub"
@@ -78,3 +80,11 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
             f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take a local copy with {local}"
         ) from error
     return Snapshot(Path(folder), Path(folder).name)
+
+
+def cached_config(repository: Repository) -> Path | None:
+    """The folder of a model's config.json in the hub's cache, whatever else of the model is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.id, "config.json", revision=repository.revision)
+    return Path(found).parent if isinstance(found, str) else None

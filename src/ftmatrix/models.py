@@ -1,6 +1,7 @@
 """Where a pretrained causal LM comes from, and how it is loaded: safetensors only, never remote code."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from safetensors import SafetensorError
 
 from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
 from ftmatrix.errors import ConfigError, ModelError, first_line
-from ftmatrix.hub import Repository, download
+from ftmatrix.hub import Repository, cached_config, download
 
 if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = Path(__file__).parent / "pocket"
+ARCHITECTURES = Path(__file__).parent / "architectures"
+"""The configs of well-known hub models, as OWNER--NAME/config.json."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Model:
         Raises:
             ModelError: nothing usable there, or the hub can't be reached.
             GatedError: the licence has to be accepted first.
+            NotFetchedError: a download would be needed, and `fetch` forbids it.
         """
         if self.path is not None:
             folder = Path(self.path).expanduser()
@@ -80,6 +84,21 @@ class Model:
         repository = Repository(self.hub_id, self.revision, gated=self.gated)
         snapshot = download(repository, f"model={self.name}", patterns, fetch=fetch)
         return Checkpoint(snapshot.folder, snapshot.commit, count_parameters(snapshot.folder, f"model={self.name}"))
+
+    def architecture(self) -> Checkpoint | None:
+        """The config of a hub model that isn't on this machine: cached or bundled (None: neither), without weights.
+
+        Raises:
+            ModelError: the config is no causal LM's.
+        """
+        if self.hub_id is None:
+            return None
+        bundled = ARCHITECTURES / self.hub_id.replace("/", "--")
+        folder = cached_config(Repository(self.hub_id, self.revision)) or (bundled if bundled.is_dir() else None)
+        if folder is None:
+            return None
+        model: Any = empty_model(Checkpoint(folder, "", 0), attention=self.attention)
+        return Checkpoint(folder, "", sum(parameter.numel() for parameter in model.parameters()))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
@@ -146,6 +165,21 @@ def build_model(
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
         model.to(device)
     return _bared(model)
+
+
+def empty_model(
+    checkpoint: Checkpoint, *, dtype: "torch.dtype | None" = None, attention: str = "sdpa"
+) -> "PreTrainedModel":
+    """The model's architecture on the `meta` device: shapes without memory.
+
+    Raises:
+        ModelError: the folder's config is no causal LM's.
+    """
+    import torch
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
+        return build_model(checkpoint, dtype=dtype or torch.float32, device="meta", attention=attention)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ftmatrix.config import Cell
 from ftmatrix.errors import FtmatrixError
 from ftmatrix.forecasting import Forecaster
 from ftmatrix.hardware import Device, usable_cores
-from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, prepare
+from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, Outcome
 from ftmatrix.table import UNKNOWN
 from ftmatrix.tracking import Row, Store
@@ -37,12 +37,20 @@ class Planned:
     @property
     def forecast(self) -> Forecast | None:
         """Peak memory that its training is expected to reach."""
-        return self.prepared.forecast if isinstance(self.prepared, ReadyCell) else self.prepared.result.forecast
+        return self.prepared.result.forecast if isinstance(self.prepared, FailedCell) else self.prepared.forecast
+
+    @property
+    def peak(self) -> str:
+        """The forecast in words; `≤` where it is a bound, because not all of the cell is on this machine."""
+        if self.forecast is None:
+            return UNKNOWN
+        bound = "≤ " if isinstance(self.prepared, UnfetchedCell) else ""
+        return f"{bound}{gibibytes(self.forecast.peak_bytes)}"
 
     @property
     def runs(self) -> bool:
         """Whether the sweep will run the cell."""
-        return isinstance(self.prepared, ReadyCell) and self.done_run is None
+        return not isinstance(self.prepared, FailedCell) and self.done_run is None
 
     @property
     def fingerprint(self) -> str:
@@ -51,10 +59,23 @@ class Planned:
 
     @property
     def action(self) -> str:
-        """What will happen, in a word or with its reason."""
-        if isinstance(self.prepared, FailedCell):
-            return f"{self.prepared.result.outcome.value}: {self.prepared.result.reason}"
+        """What will happen, in a word or two."""
+        match self.prepared:
+            case FailedCell(result=result):
+                return result.outcome.value
+            case UnfetchedCell(cell=cell):
+                return "fetch (gated) and run" if cell.model.gated else "fetch and run"
         return f"done (run {self.done_run[:8]})" if self.done_run else "run"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it doesn't simply run."""
+        match self.prepared:
+            case FailedCell(result=result):
+                return result.reason
+            case UnfetchedCell(reason=reason):
+                return reason
+        return None
 
 
 def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Planned]:
@@ -66,10 +87,10 @@ def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Pla
     planned = []
     for item in prepared:
         done = finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None
-        if isinstance(item, ReadyCell) and done is None:
-            planned.append(_forecast(item, forecaster, clock))
-        else:
+        if isinstance(item, FailedCell) or done is not None:
             planned.append(Planned(item, done))
+        else:
+            planned.append(_forecast(item, forecaster, clock))
     return planned
 
 
@@ -77,32 +98,36 @@ def _waits(item: Prepared, finished: dict[str, str]) -> bool:
     return isinstance(item, ReadyCell) and item.fingerprint not in finished
 
 
-def _forecast(ready: ReadyCell, forecaster: Forecaster, clock: "Clock") -> Planned:
+def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "Clock") -> Planned:
+    if known.checkpoint is None:
+        return Planned(known)
     try:
-        forecast = forecaster.forecast(ready)
+        forecast = forecaster.forecast(known)
     except FtmatrixError as error:
-        return Planned(FailedCell(ready.cell, CellResult(error.outcome, str(error))))
-    free = ready.accelerator.free_bytes
-    if ready.cell.fit_check and free is not None and forecast.peak_bytes + RESERVE_BYTES > free:
+        return Planned(FailedCell(known.cell, CellResult(error.outcome, str(error))))
+    free = known.accelerator.free_bytes
+    if known.cell.fit_check and free is not None and forecast.peak_bytes + RESERVE_BYTES > free:
+        about = "at most" if isinstance(known, UnfetchedCell) else "about"
         reason = (
-            f"training needs about {gibibytes(forecast.peak_bytes)}, {gibibytes(free)} of {ready.accelerator.name} are "
-            f"free; {advise(ready, forecaster, free)}; fit_check=false tries it nevertheless"
+            f"training needs {about} {gibibytes(forecast.peak_bytes)}, {gibibytes(free)} of {known.accelerator.name} "
+            f"are free; {advise(known, forecaster, free)}; fit_check=false tries it nevertheless"
         )
-        return Planned(FailedCell(ready.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
-    return Planned(replace(ready, forecast=forecast), seconds=clock.seconds(ready))
+        return Planned(FailedCell(known.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
+    seconds = clock.seconds(known) if isinstance(known, ReadyCell) else None
+    return Planned(replace(known, forecast=forecast), seconds=seconds)
 
 
-def advise(ready: ReadyCell, forecaster: Forecaster, free_bytes: int) -> str:
+def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes: int) -> str:
     """The least change that would make a cell fit and keeps its result: smaller micro-batches, recomputation, both."""
-    training = ready.cell.training
+    training = known.cell.training
     batch = training.micro_batch_size or training.batch_size
     smaller = [batch // parts for parts in (2, 4, 8, 16) if batch % parts == 0]
     most = {"micro_batch_size": smaller[-1] if smaller else batch, "gradient_checkpointing": True}
-    if _changed_peak(ready, forecaster, most) + RESERVE_BYTES > free_bytes:
+    if _changed_peak(known, forecaster, most) + RESERVE_BYTES > free_bytes:
         return "neither smaller micro-batches nor gradient checkpointing would do: take another method or model"
     changes: list[dict[str, int | bool]] = [{"micro_batch_size": size} for size in smaller]
     changes += [{"gradient_checkpointing": True}, *({**change, "gradient_checkpointing": True} for change in changes)]
-    peaks = ((change, _changed_peak(ready, forecaster, change)) for change in changes)
+    peaks = ((change, _changed_peak(known, forecaster, change)) for change in changes)
     change, peak = next(found for found in peaks if found[1] + RESERVE_BYTES <= free_bytes)
     named = " ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
     return f"{named} would take {gibibytes(peak)} and give the same batch"
@@ -119,9 +144,9 @@ def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
     return replace(result, reason=f"{result.reason}; {sizes}; {advise(ready, forecaster, known)}")
 
 
-def _changed_peak(ready: ReadyCell, forecaster: Forecaster, change: dict[str, int | bool]) -> int:
-    changed = replace(ready.cell, training=replace(ready.cell.training, **change))  # type: ignore[arg-type]
-    return forecaster.forecast(replace(ready, cell=changed)).peak_bytes
+def _changed_peak(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, change: dict[str, int | bool]) -> int:
+    changed = replace(known.cell, training=replace(known.cell.training, **change))  # type: ignore[arg-type]
+    return forecaster.forecast(replace(known, cell=changed)).peak_bytes
 
 
 class Clock:
@@ -182,15 +207,27 @@ def plan_table(planned: Sequence[Planned]) -> Table:
         cell = item.prepared.cell
         steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
         axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
-        peak = UNKNOWN if item.forecast is None else gibibytes(item.forecast.peak_bytes)
         time = UNKNOWN if item.seconds is None else duration(item.seconds)
-        table.add_row(*(Text(word) for word in (*axes, steps, peak, time, item.action)))
+        table.add_row(*(Text(word) for word in (*axes, steps, item.peak, time, item.action)))
     return table
+
+
+def plan_reasons(planned: Sequence[Planned]) -> list[str]:
+    """Why cells don't simply run: a line a reason, with the cells it concerns."""
+    cells: dict[str, list[Planned]] = {}
+    for item in planned:
+        if item.reason is not None:
+            cells.setdefault(item.reason, []).append(item)
+    return [f"{found[0].action} ({_which(found)}): {reason}" for reason, found in cells.items()]
+
+
+def _which(found: Sequence[Planned]) -> str:
+    return found[0].prepared.cell.title if len(found) == 1 else f"{len(found)} cells"
 
 
 def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
     """How many cells will do what, how long it will take, which one takes longest, and which one takes most memory."""
-    counts = Counter(item.action.partition(":")[0].partition(" (")[0] for item in planned)
+    counts = Counter("done" if item.done_run else item.action for item in planned)
     lines = [f"{len(planned)} cells: {', '.join(f'{count} {action}' for action, count in counts.items())}."]
     running = [item for item in planned if item.runs]
     timed = [(item.seconds, item.prepared.cell.title) for item in running if item.seconds is not None]
@@ -207,6 +244,11 @@ def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
     if peaks:
         peak, title = max(peaks)
         lines.append(f"Highest peak while training: {title}, {gibibytes(peak)}.")
+    if any(isinstance(item.prepared, UnfetchedCell) and item.forecast for item in planned):
+        lines.append(
+            "≤: a bound, counted with a tokenizer of few words or, without the data, at framing.max_length; exact once "
+            "model and data are here."
+        )
     return lines
 
 

@@ -12,8 +12,9 @@ from typing import TypeVar, cast
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, parse_bytes, plain
 from ftmatrix.data import Dataset
-from ftmatrix.errors import FtmatrixError, UnsupportedError, first_line
+from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick, usable_cores
+from ftmatrix.methods import Method
 from ftmatrix.records import CellResult, Forecast, Outcome
 
 RESULT_VERSION = 2
@@ -56,16 +57,10 @@ class ReadyCell:
             "evaluation": plain(cell.evaluation),
             "device": [self.accelerator.kind, self.accelerator.name],
             "threads": self.threads if self.accelerator.device is Device.cpu else None,
-            "versions": self.versions,
+            "versions": versions(cell.method),
             "result_version": RESULT_VERSION,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The versions of what computes the cell."""
-        adapters = ["peft", "bitsandbytes"] if self.cell.method.trains_adapters else []
-        return {name: version(name) for name in ("torch", "transformers", *adapters)}
 
     @property
     def data_source(self) -> str:
@@ -96,7 +91,29 @@ class FailedCell:
     result: CellResult
 
 
-Prepared = ReadyCell | FailedCell
+@dataclass(frozen=True)
+class UnfetchedCell:
+    """A cell whose model or data isn't on this machine, for plans: what is known of it without a download.
+
+    `checkpoint` may be an architecture alone; `reason` says what is missing.
+    """
+
+    cell: Cell
+    checkpoint: Checkpoint | None
+    dataset: Dataset | None
+    accelerator: Accelerator
+    precision: Precision
+    reason: str
+    forecast: Forecast | None = None
+
+
+Prepared = ReadyCell | FailedCell | UnfetchedCell
+
+
+def versions(method: Method) -> dict[str, str]:
+    """The versions of what computes a method's cells."""
+    adapters = ["peft", "bitsandbytes"] if method.trains_adapters else []
+    return {name: version(name) for name in ("torch", "transformers", *adapters)}
 
 
 class Shared:
@@ -121,7 +138,7 @@ class Shared:
 def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
     """Prepare cells in order. Models and data sets that several cells share are found and read once.
 
-    `fetch=False` takes hub models from the cache only.
+    `fetch=False` takes the hub's models and data from the cache only; cells without them are `UnfetchedCell`s.
     """
     shared = Shared()
     prepared: list[Prepared] = []
@@ -136,16 +153,20 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
     return prepared
 
 
-def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell:
+def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | UnfetchedCell:
     if cell.device_memory is not None:
         accelerator = imagine(cell.device, parse_bytes(cell.device_memory, "device_memory"))
     else:
         accelerator = shared(lambda: pick(cell.device), "device", cell.device)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
-    checkpoint = shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model))
-    dataset = shared(cell.data.load, "data", plain(cell.data))
     precision, reason = accelerator.suitable(cell.training.precision)
+    checkpoint, no_model = _fetched(lambda: shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model)))
+    dataset, no_data = _fetched(lambda: shared(lambda: cell.data.load(fetch=fetch), "data", plain(cell.data)))
+    if checkpoint is None or dataset is None:
+        outline = checkpoint or shared(cell.model.architecture, "architecture", plain(cell.model))
+        missing = "; ".join(filter(None, (no_model, no_data)))
+        return UnfetchedCell(cell, outline, dataset, accelerator, precision, missing)
     return ReadyCell(
         cell,
         checkpoint,
@@ -155,6 +176,14 @@ def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell:
         reason,
         threads=cell.threads or _threads(checkpoint),
     )
+
+
+def _fetched(find: Callable[[], Found]) -> tuple[Found | None, str]:
+    """What was found, or None and the reason why it has to be fetched first."""
+    try:
+        return find(), ""
+    except NotFetchedError as error:
+        return None, str(error)
 
 
 def _threads(checkpoint: Checkpoint) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftmatrix.config import Cell, flat, plain
 from ftmatrix.metrics import STEP_SERIES, result_metrics
-from ftmatrix.preparation import Prepared, ReadyCell
+from ftmatrix.preparation import Prepared, ReadyCell, versions
 from ftmatrix.records import CellResult, Outcome, Step
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:
             "device": prepared.accelerator.name,
             "precision": prepared.precision.value,
         }
-        tags |= {f"version.{name}": version for name, version in prepared.versions.items()}
+        tags |= {f"version.{name}": version for name, version in versions(cell.method).items()}
     return tags
 
 

@@ -11,8 +11,8 @@ from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
-from ftmatrix.planning import Planned, plan, plan_table, plan_totals, side_by_side, with_advice
-from ftmatrix.preparation import Prepared, ReadyCell
+from ftmatrix.planning import Planned, plan, plan_reasons, plan_table, plan_totals, side_by_side, with_advice
+from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome
 from ftmatrix.table import as_csv, as_text, failures, fitting_table
@@ -36,7 +36,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     planned = plan(cells, store, fetch=not first.plan)
     if first.plan:
         console.print(plan_table(planned))
-        for line in plan_totals(planned, side_by_side(planned, n_jobs)):
+        for line in (*plan_reasons(planned), *plan_totals(planned, side_by_side(planned, n_jobs))):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return [None] * len(cells)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -88,7 +88,7 @@ def data_notes(planned: Sequence[Planned]) -> list[str]:
 
 def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | None:
     """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
-    if isinstance(prepared, ReadyCell):
+    if not isinstance(prepared, FailedCell):
         return None
     writer = store.start(prepared, sweep_name)
     writer.finish(prepared.result)

@@ -27,11 +27,11 @@ class Banking77(DataSource):
         """The same data wherever they come from."""
         return self.name
 
-    def read(self) -> RawSplits:
+    def read(self, *, fetch: bool = True) -> RawSplits:
         if self.path is not None:
             return read_folder(self.folder(), "csv", read_csv)
         repository = Repository(self.hub_id, self.revision, kind="dataset")
-        snapshot = download(repository, f"data={self.name}", ("default/*.parquet",))
+        snapshot = download(repository, f"data={self.name}", ("default/*.parquet",), fetch=fetch)
         source = f"{self.hub_id}@{snapshot.commit}"
         splits = {split: _read_parquet(snapshot.folder / "default" / split) for split in ("train", "test")}
         return RawSplits(source, splits["train"], splits["test"])

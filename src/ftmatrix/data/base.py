@@ -70,21 +70,23 @@ class DataSource:
         if len(self.confusion_pair) not in (0, 2) or len(set(self.confusion_pair)) != len(self.confusion_pair):
             raise ConfigError(f"data.confusion_pair={self.confusion_pair}: name two different intents, or none")
 
-    def read(self) -> RawSplits:
-        """The messages as the source holds them.
+    def read(self, *, fetch: bool = True) -> RawSplits:
+        """The messages as the source holds them. `fetch=False` takes a hub's data from the cache only.
 
         Raises:
             DataError: they are missing or malformed.
+            NotFetchedError: a download would be needed, and `fetch` forbids it.
         """
         raise NotImplementedError
 
-    def load(self) -> Dataset:
-        """The checked data set, subset and split by `split_seed`.
+    def load(self, *, fetch: bool = True) -> Dataset:
+        """The checked data set, subset and split by `split_seed`. `fetch=False` takes a hub's from the cache only.
 
         Raises:
             DataError: the data can't be used; the message says where and why.
+            NotFetchedError: a download would be needed, and `fetch` forbids it.
         """
-        raw = self.read()
+        raw = self.read(fetch=fetch)
         for split, messages in (("train", raw.train), ("test", raw.test), ("validation", raw.validation or ())):
             check_messages(messages, f"{raw.source}, {split}")
         intents = len({message.label for message in raw.train})

@@ -113,7 +113,7 @@ class CsvFolder(DataSource):
     text_column: str = "text"
     label_column: str = "category"
 
-    def read(self) -> RawSplits:
+    def read(self, *, fetch: bool = True) -> RawSplits:
         return read_folder(
             self.folder(),
             "csv",
@@ -125,5 +125,5 @@ class CsvFolder(DataSource):
 class JsonlFolder(DataSource):
     """A folder with train.jsonl and test.jsonl (and validation.jsonl, if there is one)."""
 
-    def read(self) -> RawSplits:
+    def read(self, *, fetch: bool = True) -> RawSplits:
         return read_folder(self.folder(), "jsonl", read_jsonl)

@@ -13,5 +13,5 @@ PACKAGED = Path(__file__).parent.parent / "pocket" / "intents"
 class Pocket(DataSource):
     """The packaged intents: train, validation and test, written for this project."""
 
-    def read(self) -> RawSplits:
+    def read(self, *, fetch: bool = True) -> RawSplits:
         return replace(read_folder(PACKAGED, "csv", read_csv), source="packaged with ftmatrix")

@@ -13,7 +13,7 @@ from ftmatrix.framing import Batch, label_logits
 from ftmatrix.hardware import Precision
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
-from ftmatrix.models import build_model
+from ftmatrix.models import empty_model
 from ftmatrix.records import MemoryParts
 from ftmatrix.training import make_optimizer, optimizer_tensors, recompute_activations
 
@@ -55,9 +55,9 @@ def shadow_step(
     Raises:
         ModelError: the checkpoint's config is no causal LM's.
     """
+    model: Any = empty_model(checkpoint, dtype=_dtype(method, precision), attention=attention)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
-        model: Any = build_model(checkpoint, dtype=_dtype(method, precision), device="meta", attention=attention)
         if method.quantization(precision) is not None:
             pack_linear_layers(model, torch.float32 if precision is Precision.fp32 else torch.bfloat16)
         model = method.adapt(model, precision)
