@@ -11,7 +11,7 @@ PACKAGE = Path(ftmatrix.__file__).parent
 
 LAYERS = (
     ("records",),
-    ("errors",),
+    ("errors", "host"),
     ("hardware", "hub", "checkpoints", "metrics", "statistics"),
     ("settings", "meters"),
     ("methods", "models", "data"),

@@ -11,7 +11,8 @@ from study import row
 from ftmatrix.config import Cell, parse_bytes
 from ftmatrix.errors import ConfigError
 from ftmatrix.forecasting import Forecaster, largest_batch
-from ftmatrix.hardware import Device, usable_cores
+from ftmatrix.hardware import Device
+from ftmatrix.host import usable_cores
 from ftmatrix.memory.shadow import BatchShape
 from ftmatrix.planning import (
     RESERVE_BYTES,
@@ -71,7 +72,7 @@ def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
     assert advice.startswith("training.micro_batch_size=8 would take ")
     assert advise(one, forecaster, RESERVE_BYTES).startswith("neither smaller micro-batches nor gradient checkpointing")
 
-    monkeypatch.setattr("ftmatrix.hardware._host_free_bytes", lambda: peak + RESERVE_BYTES - 1)
+    monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: peak + RESERVE_BYTES - 1)
     cells = [quick_cell("lr=1e-3"), quick_cell("lr=1e-3", "fit_check=false")]
     store = Store(str(cells[0].tracking.uri), "ftmatrix")
     left_out, tried = plan(cells, store)
@@ -114,7 +115,7 @@ def test_a_plan_needs_no_download(quick_cell: QuickCell, tmp_path: Path, monkeyp
         quick_cell(*here, "model=smollm2-135m", "data=banking77", "data.path=null", "framing.max_length=32"),
         quick_cell(*here, "model=gemma3-270m", "method=qlora"),
         quick_cell(*here, "model=hub", "model.hub_id=no/body"),  # not even an architecture
-        quick_cell("plan=true", "device_memory=1GiB", "model=smollm2-135m"),
+        quick_cell("plan=true", "device_memory=650MiB", "model=smollm2-135m"),
     ]
     planned = plan(cells, Store(str(cells[0].tracking.uri), "ftmatrix"), fetch=False)
     *unfetched, tight = planned

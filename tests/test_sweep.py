@@ -1,10 +1,13 @@
 """Sweeps in this process with real cells in processes of their own, and a real MLflow store."""
 
+import contextlib
 import math
 import os
+import resource
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import ftmatrix.sweep
 from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import collate
+from ftmatrix.host import GROUPS
 from ftmatrix.isolation import Began, CellProcess, Event
 from ftmatrix.records import CellResult, Outcome, Phase, from_json
 from ftmatrix.sweep import sweep
@@ -204,6 +208,62 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
     again = rows_of(cells)
     assert [row.outcome for row in again] == [Outcome.COMPLETED] * 3
     assert [again[0].run_id, again[2].run_id] == [rows[0].run_id, rows[2].run_id]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
+def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Narrow(CellProcess):
+        """Gets no more address space once it begins to train."""
+
+        def receive(self) -> Event:
+            event = super().receive()
+            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
+                assert self.pid is not None
+                used = int(Path(f"/proc/{self.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.prlimit(self.pid, resource.RLIMIT_AS, (used, used))
+            return event
+
+    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Narrow)
+    rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
+    assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
+    for said in ("memory ran out while training (", "; forecast ", " were free; training.micro_batch_size="):
+        assert said in str(rows[1].reason)
+
+
+def test_the_kernels_kill_for_want_of_memory_is_a_row_that_says_so(
+    small_group: Path, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Confined(CellProcess):
+        """Lives in a group of little memory from the moment it begins to train."""
+
+        def receive(self) -> Event:
+            event = super().receive()
+            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
+                (small_group / "cgroup.procs").write_text(str(self.pid))
+            return event
+
+    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Confined)
+    rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
+    assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
+    assert str(rows[1].reason).startswith("memory ran out while training (the kernel killed the process); forecast ")
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group with 16 MiB, where this system lets the tests make one (Linux, as root)."""
+    two = GROUPS / "cgroup.controllers"
+    group = (GROUPS if two.exists() else GROUPS / "memory") / f"ftmatrix-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.max" if two.exists() else "memory.limit_in_bytes")).write_text(str(16 * 2**20))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no memory control group can be made here: {error}")
+    yield group
+    group.rmdir()
 
 
 def test_an_unreachable_model_and_bad_data_are_rows_beside_the_good_ones(

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
+from ftmatrix import host
 from ftmatrix.errors import UnsupportedError
 
 
@@ -110,7 +110,7 @@ def describe(device: Device) -> Accelerator:
             memory_bytes = torch.mps.recommended_max_memory()
             return Accelerator(device, platform.processor() or "Apple", memory_bytes, True, memory_bytes)
         case _:
-            return Accelerator(device, processor_name(), _host_memory_bytes(), False, _host_free_bytes())
+            return Accelerator(device, host.processor_name(), host.memory_bytes(), False, host.free_bytes())
 
 
 def imagine(device: Device, memory_bytes: int) -> Accelerator:
@@ -136,16 +136,6 @@ def ask_child(device: Device) -> Accelerator:
     return Accelerator(**(json.loads(done.stdout.splitlines()[-1]) | {"device": device}))
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use: its affinity, and a container's quota (Linux, cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or no limit
-        return cores
-
-
 def seed_everything(seed: int, device: Device) -> None:
     """Seed Python, NumPy and torch, and have a GPU take the kernels that give the same sums each time."""
     import numpy
@@ -164,34 +154,3 @@ def use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-
-
-def processor_name() -> str:
-    """The CPU's own name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _host_free_bytes() -> int | None:
-    """What this machine, or the container's limit (Linux, cgroup v2), still has for programs."""
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        free += [int(limit) - int(used)] if limit != "max" else []
-    except (OSError, ValueError):  # not Linux, or no such group
-        pass
-    return min(free, default=_host_memory_bytes())
-
-
-def _host_memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None

@@ -12,7 +12,8 @@ from rich.text import Text
 from ftmatrix.config import Cell
 from ftmatrix.errors import FtmatrixError
 from ftmatrix.forecasting import Forecaster
-from ftmatrix.hardware import Device, usable_cores
+from ftmatrix.hardware import Device
+from ftmatrix.host import usable_cores
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, Outcome
 from ftmatrix.table import UNKNOWN

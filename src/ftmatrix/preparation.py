@@ -13,7 +13,8 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, parse_bytes, plain
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
-from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick, usable_cores
+from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick
+from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.records import CellResult, Forecast, Outcome
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from ftmatrix.hardware import processor_name
+from ftmatrix.host import processor_name
 from ftmatrix.pretraining.corpus import encode, find_sources
 from ftmatrix.pretraining.run import Plan, Pretraining, Progress
 from ftmatrix.pretraining.sizes import SIZES
