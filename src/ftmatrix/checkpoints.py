@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
+SMALL_MODEL_PARAMETERS = 50_000_000
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -24,6 +26,11 @@ class Checkpoint:
     folder: Path
     revision: str
     parameters: int
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a step takes so little that its overheads count: threads, allocations."""
+        return self.parameters < SMALL_MODEL_PARAMETERS
 
     @property
     def has_tokenizer(self) -> bool:

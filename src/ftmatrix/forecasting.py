@@ -10,7 +10,7 @@ from pathlib import Path
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.framing import Framer
-from ftmatrix.hardware import Precision
+from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, shadow_step
 from ftmatrix.models import PACKAGED, load_tokenizer
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
@@ -22,6 +22,11 @@ FORECAST_VERSION = 1
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
+CPU_PROCESS_BYTES = 96 * 2**20
+"""What training adds to a CPU's resident set beside its tensors: libraries' pages, the heap of small blocks.
+
+Measured between 40 and 200 MiB; `make bench ARGS=memory` shows what is left of it.
+"""
 LABEL_STEP = 16
 """Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
 LONGEST_LABEL = 16
@@ -44,7 +49,9 @@ class Forecaster:
             ModelError: the checkpoint's config or tokenizer can't be used.
         """
         assert known.checkpoint is not None
-        return self._at(known.checkpoint, known.cell, known.precision, self._shape(known.checkpoint, known))
+        tensors = self._at(known.checkpoint, known.cell, known.precision, self._shape(known.checkpoint, known))
+        beside = CPU_PROCESS_BYTES if known.accelerator.device is Device.cpu else 0
+        return replace(tensors, peak_bytes=tensors.peak_bytes + beside)
 
     def _shape(self, checkpoint: Checkpoint, known: ReadyCell | UnfetchedCell) -> BatchShape:
         cell, dataset = known.cell, known.dataset

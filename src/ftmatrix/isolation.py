@@ -22,8 +22,10 @@ REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""
 
 
-LARGE_BLOCK_BYTES = 2**20
-"""Blocks from this size on are given back at once; smaller ones are kept, because giving them back takes time."""
+LARGE_BLOCK_BYTES = 2**18
+SMALL_MODELS_LARGE_BLOCK_BYTES = 2**20
+"""Blocks from this size on are given back at once, smaller ones are kept for the next: quicker, but the heap splinters
+and never shrinks. In a small model nearly all blocks are small, and little is lost by keeping them."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -131,7 +133,7 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     """The child: run the cell, send what happens, leave log and files in the cell's folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     _die_with_parent()
-    _steady_allocator()
+    _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
     reporter = _Reporter(connection)
     try:
         _redirect_output(ready)
@@ -199,16 +201,16 @@ class _Reporter:
         self.sent_at = time.monotonic()
 
 
-def _steady_allocator() -> None:
-    """Have glibc give large blocks back as soon as they are freed, so that a CPU's peaks repeat (mallopt(3)).
+def _steady_allocator(large_block_bytes: int) -> None:
+    """Have glibc give large blocks back as soon as they are freed, so that a CPU's peaks are true (mallopt(3)).
 
-    Left alone it raises its own threshold as blocks come and go, and what a cell's peak reads then depends on their
-    order. Elsewhere than on glibc nothing is changed.
+    Left alone it raises its own threshold as blocks come and go: what a cell's peak reads then depends on their order,
+    and is up to half as much again as its tensors ever take. Elsewhere than on glibc nothing is changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(option, LARGE_BLOCK_BYTES)
+            mallopt(option, large_block_bytes)
 
 
 def _die_with_parent() -> None:

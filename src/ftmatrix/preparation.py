@@ -18,11 +18,8 @@ from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.records import CellResult, Forecast, Outcome
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Raised when a change to this program changes what a cell comes to."""
-
-SMALL_MODEL_PARAMETERS = 50_000_000
-"""Below this, more than one CPU thread costs more than it gives; side by side cells use the cores better."""
 
 Found = TypeVar("Found")
 
@@ -188,4 +185,5 @@ def _fetched(find: Callable[[], Found]) -> tuple[Found | None, str]:
 
 
 def _threads(checkpoint: Checkpoint) -> int:
-    return 1 if checkpoint.parameters < SMALL_MODEL_PARAMETERS else usable_cores()
+    """More than one CPU thread costs a small model more than it gives; side by side cells use the cores better."""
+    return 1 if checkpoint.is_small else usable_cores()
