@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ftmatrix.checkpoints import Checkpoint
@@ -64,8 +65,10 @@ class Forecaster:
             framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
             return [(len(example), len(example.label)) for example in framer.frame(dataset.train)]
 
-        lengths = self._shared(find, source.folder, dataset.digest, plain(cell.framing))
-        shape = largest_batch(lengths, cell.training, cell.seed)
+        messages = (source.folder, dataset.digest, plain(cell.framing))
+        lengths = self._shared(find, *messages)
+        largest = partial(largest_batch, lengths, cell.training, cell.seed)
+        shape = self._shared(largest, *messages, plain(cell.training), cell.seed)
         return replace(shape, label_tokens=-(-shape.label_tokens // LABEL_STEP) * LABEL_STEP)
 
     def _at(self, checkpoint: Checkpoint, cell: Cell, precision: Precision, shape: BatchShape) -> Forecast:

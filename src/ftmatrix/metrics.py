@@ -13,22 +13,22 @@ def result_metrics(result: CellResult) -> dict[str, float]:
         "tokens_per_second": result.tokens_per_second,
         "parameters": result.parameters,
         "trainable_parameters": result.trainable_parameters,
-        "weight_bytes": result.weight_bytes,
         "steps": result.steps,
         "spike_score": result.stability.spike_score if result.stability else None,
     }
     for peak in result.peaks:
         values[f"peak_bytes_{peak.phase}"] = peak.peak_bytes
         values[f"peak_reserved_bytes_{peak.phase}"] = peak.reserved_bytes
+    measured = next((peak.peak_bytes for peak in result.peaks if peak.phase == Phase.TRAIN), None)
     if result.forecast:
         values["forecast_bytes_train"] = result.forecast.peak_bytes
-        measured = next((peak.peak_bytes for peak in result.peaks if peak.phase == Phase.TRAIN), None)
-        if measured:
-            values["forecast_error"] = result.forecast.peak_bytes / measured - 1
-    if result.memory:
+        values["forecast_error"] = result.forecast.peak_bytes / measured - 1 if measured else None
+    if memory := result.memory:
         values |= {
-            "gradient_bytes": result.memory.gradient_bytes,
-            "optimizer_bytes": result.memory.optimizer_bytes,
+            "weight_bytes": memory.weight_bytes,
+            "gradient_bytes": memory.gradient_bytes,
+            "optimizer_bytes": memory.optimizer_bytes,
+            "other_bytes": measured - memory.total_bytes if measured and measured > memory.total_bytes else None,
         }
     if result.drift:
         values["weight_drift"] = result.drift.total

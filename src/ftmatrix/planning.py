@@ -64,6 +64,10 @@ class Planned:
         match self.prepared:
             case FailedCell(result=result):
                 return result.outcome.value
+            case UnfetchedCell(accelerator=device, forecast=Forecast(peak_bytes=peak)) if not _fits(
+                peak, device.free_bytes
+            ):
+                return "may not fit"
             case UnfetchedCell(cell=cell):
                 return "fetch (gated) and run" if cell.model.gated else "fetch and run"
         return f"done (run {self.done_run[:8]})" if self.done_run else "run"
@@ -107,15 +111,21 @@ def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "
     except FtmatrixError as error:
         return Planned(FailedCell(known.cell, CellResult(error.outcome, str(error))))
     free = known.accelerator.free_bytes
-    if known.cell.fit_check and free is not None and forecast.peak_bytes + RESERVE_BYTES > free:
-        about = "at most" if isinstance(known, UnfetchedCell) else "about"
+    if known.cell.fit_check and free is not None and not _fits(forecast.peak_bytes, free):
+        advice = f"{gibibytes(free)} of {known.accelerator.name} are free; {advise(known, forecaster, free)}"
+        if isinstance(known, UnfetchedCell) and _fits(forecast.parts.total_bytes, free):
+            may_not = f"training needs at most {gibibytes(forecast.peak_bytes)}, {advice}; {known.reason}"
+            return Planned(replace(known, forecast=forecast, reason=may_not))
         reason = (
-            f"training needs {about} {gibibytes(forecast.peak_bytes)}, {gibibytes(free)} of {known.accelerator.name} "
-            f"are free; {advise(known, forecaster, free)}; fit_check=false tries it nevertheless"
+            f"training needs about {gibibytes(forecast.peak_bytes)}, {advice}; fit_check=false tries it nevertheless"
         )
         return Planned(FailedCell(known.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
     seconds = clock.seconds(known) if isinstance(known, ReadyCell) else None
     return Planned(replace(known, forecast=forecast), seconds=seconds)
+
+
+def _fits(peak_bytes: int, free_bytes: int | None) -> bool:
+    return free_bytes is None or peak_bytes + RESERVE_BYTES <= free_bytes
 
 
 def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes: int) -> str:
@@ -124,12 +134,12 @@ def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes:
     batch = training.micro_batch_size or training.batch_size
     smaller = [batch // parts for parts in (2, 4, 8, 16) if batch % parts == 0]
     most = {"micro_batch_size": smaller[-1] if smaller else batch, "gradient_checkpointing": True}
-    if _changed_peak(known, forecaster, most) + RESERVE_BYTES > free_bytes:
+    if not _fits(_changed_peak(known, forecaster, most), free_bytes):
         return "neither smaller micro-batches nor gradient checkpointing would do: take another method or model"
     changes: list[dict[str, int | bool]] = [{"micro_batch_size": size} for size in smaller]
     changes += [{"gradient_checkpointing": True}, *({**change, "gradient_checkpointing": True} for change in changes)]
     peaks = ((change, _changed_peak(known, forecaster, change)) for change in changes)
-    change, peak = next(found for found in peaks if found[1] + RESERVE_BYTES <= free_bytes)
+    change, peak = next(found for found in peaks if _fits(found[1], free_bytes))
     named = " ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
     return f"{named} would take {gibibytes(peak)} and give the same batch"
 

@@ -107,6 +107,8 @@ class RunWriter:
                 at = "the end" if result.stability.step is None else f"step {result.stability.step}"
                 trigger = f"{result.stability.series}={result.stability.value:g} at {at}"
                 self.client.set_tag(self.run_id, "stability.trigger", trigger)
+        if result.peaks:
+            self.client.set_tag(self.run_id, "memory.counts", result.peaks[-1].counts)
         if result.notes:
             self.client.set_tag(self.run_id, "notes", "; ".join(result.notes))
         completed = result.outcome is Outcome.COMPLETED

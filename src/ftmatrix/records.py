@@ -182,6 +182,11 @@ class MemoryParts:
     gradient_bytes: int
     optimizer_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """All three."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -216,7 +221,6 @@ class CellResult:
     tokens_per_second: float | None = None
     parameters: int | None = None
     trainable_parameters: int | None = None
-    weight_bytes: int | None = None
     memory: MemoryParts | None = None
     forecast: Forecast | None = None
     drift: WeightDrift | None = None

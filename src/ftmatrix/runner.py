@@ -61,7 +61,7 @@ class CellRun:
         seed_everything(cell.seed, ready.accelerator.device)
         with self._part(Phase.LOAD, "setup"):
             framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
-            model, weight_bytes = self._load()
+            model = self._load()
             examples = framer.frame(ready.dataset.train)
         evaluator = Evaluator(
             model, framer, settings=cell.evaluation, accelerator=ready.accelerator, precision=ready.precision
@@ -106,7 +106,6 @@ class CellRun:
             tokens_per_second=sum(step.tokens for step in steps) / sum(step.seconds for step in steps),
             parameters=ready.checkpoint.parameters,
             trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            weight_bytes=weight_bytes,
             memory=memory,
             forecast=ready.forecast,
             drift=drift,
@@ -117,8 +116,8 @@ class CellRun:
         )
         return Trained(result, model, framer)
 
-    def _load(self) -> tuple[nn.Module, int]:
-        """The model that the method trains, and the bytes of the base weights under it."""
+    def _load(self) -> nn.Module:
+        """The model that the method trains."""
         ready, method = self.ready, self.ready.cell.method
         if ready.cell.model.from_scratch:
             model = self._random_model(ready.accelerator.kind)
@@ -130,8 +129,7 @@ class CellRun:
                 quantization=method.quantization(ready.precision),
                 attention=ready.cell.model.attention,
             )
-        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        return method.adapt(model, ready.precision), weight_bytes
+        return method.adapt(model, ready.precision)
 
     def _random_model(self, device: str) -> "PreTrainedModel":
         """New weights in the model's architecture: the same ones whenever this cell asks for them."""

@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+_DEVICE = torch.ops.prim.device.default
+
 
 class StorageTracker(TorchDispatchMode):
     """While active, adds up the storages that are alive: `live_bytes` now, `peak_bytes` at most.
@@ -42,6 +44,8 @@ class StorageTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
+        if function is _DEVICE:  # two calls of three, and it makes nothing
+            return made
         for value in tree_iter(made):
             if isinstance(value, torch.Tensor):
                 self.count(value)
