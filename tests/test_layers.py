@@ -17,7 +17,7 @@ LAYERS = (
     ("methods", "models", "data"),
     ("framing",),
     ("training", "stability", "drift", "pretraining"),
-    ("evaluation", "memory"),
+    ("evaluation", "memory", "resumption"),
     ("config",),
     ("preparation",),
     ("runner", "forecasting"),

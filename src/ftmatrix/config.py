@@ -1,6 +1,7 @@
 """Where Hydra ends: a composed config becomes a typed, checked `Cell`."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -75,6 +76,8 @@ class Cell:
     """Plan for a device with so much memory, such as 24GiB, that isn't here."""
     fit_check: bool = True
     """Leave out cells whose forecast doesn't fit into the device's free memory (false: try them)."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two saves of a running cell's progress (0: never). Shorter cells save none."""
     work_dir: str = ".ftmatrix"
     """Folder for logs and files on their way to MLflow."""
     tracking: Tracking = field(default_factory=Tracking)
@@ -96,6 +99,8 @@ class Cell:
             raise ConfigError(f"seed={self.seed}: must lie in [0, 2**32)")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads}: must be at least 1, or null to choose by the model's size")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise ConfigError(f"checkpoint_minutes={self.checkpoint_minutes:g}: must be 0 (never) or above")
         if self.device_memory is not None:
             parse_bytes(self.device_memory, "device_memory")
             if not self.plan:

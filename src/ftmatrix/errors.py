@@ -44,6 +44,12 @@ class UnsupportedError(FtmatrixError):
     outcome = Outcome.UNSUPPORTED
 
 
+class StoppedError(FtmatrixError):
+    """The cell was asked to stop, and has saved how far it came."""
+
+    outcome = Outcome.INTERRUPTED
+
+
 class CellFailedError(FtmatrixError):
     """A cell ended without a result. Its row says why, so nothing more has to be printed."""
 

@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -97,6 +99,17 @@ class CellProcess:
         self._process.close()
         self.connection.close()
 
+    def ask_to_stop(self) -> None:
+        """Have the child save its progress and end; it does so between two steps of its training."""
+        self._process.terminate()
+
+    def last_words(self, until: float) -> str | None:
+        """The reason with which a child that was asked to stop ends; None where it doesn't train, or not by `until`."""
+        while self.phase is Phase.TRAIN and self.connection.poll(max(0.0, until - time.monotonic())):
+            if isinstance(event := self.receive(), Ended):
+                return event.result.reason
+        return None
+
     def kill(self) -> None:
         """End the child at once."""
         self._process.kill()
@@ -133,11 +146,13 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     """The child: run the cell, send what happens, leave log and files in the cell's folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     _die_with_parent()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
     reporter = _Reporter(connection)
     try:
         _redirect_output(ready)
-        result = _run(ready, reporter)
+        result = _run(ready, reporter, stop.is_set)
     except BaseException as error:
         result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {error}")
     sys.stdout.flush()
@@ -148,15 +163,20 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
 
 
 def _redirect_output(ready: ReadyCell) -> None:
-    """Send what this process prints to the cell's log, in a folder cleared of what an earlier run left."""
-    shutil.rmtree(ready.folder, ignore_errors=True)
-    ready.folder.mkdir(parents=True)
+    """Send what this process prints to the cell's log, in a folder cleared of what an earlier run left.
+
+    Its progress stays, unless all is to be done again.
+    """
+    ready.folder.mkdir(parents=True, exist_ok=True)
+    for path in ready.folder.iterdir():
+        if path != ready.progress or ready.cell.force:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     log = os.open(ready.log, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
 
 
-def _run(ready: ReadyCell, reporter: "_Reporter") -> CellResult:
+def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) -> CellResult:
     from transformers.utils.logging import disable_progress_bar
 
     from ftmatrix.artifacts import write_facts, write_result
@@ -168,7 +188,7 @@ def _run(ready: ReadyCell, reporter: "_Reporter") -> CellResult:
     run: CellRun | None = None
     try:
         write_facts(ready, ready.folder)
-        run = CellRun(ready, reporter)
+        run = CellRun(ready, reporter, stopping)
         trained = run.run()
         write_result(ready, trained, ready.folder)
     except BaseException as error:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,39 +18,54 @@ class MemoryMeter:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.peaks: list[PhasePeak] = []
+        self._read: Callable[[], PhasePeak] | None = None
         self.baseline_bytes = _resident_bytes() if accelerator.device is Device.cpu else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure one phase. A phase entered twice keeps the higher peak."""
         measure = {Device.cpu: self._resident, Device.mps: self._sampled}.get(self.accelerator.device, self._allocator)
-        with measure(name):
-            yield
+        with measure(name) as read:
+            self._read = read
+            try:
+                yield
+            finally:
+                self._keep(read())
+                self._read = None
+
+    def take_up(self, peaks: Iterable[PhasePeak]) -> None:
+        """Count the peaks of an earlier process of the same cell."""
+        for peak in peaks:
+            self._keep(peak)
+
+    def so_far(self) -> tuple[PhasePeak, ...]:
+        """The peaks until now, the present phase's too."""
+        if self._read is not None:
+            self._keep(self._read())
+        return tuple(self.peaks)
 
     @contextmanager
-    def _allocator(self, name: str) -> Iterator[None]:
+    def _allocator(self, name: str) -> Iterator[Callable[[], PhasePeak]]:
         import torch
 
         memory = torch.cuda if self.accelerator.device is Device.cuda else torch.xpu
         memory.reset_peak_memory_stats()
-        try:
-            yield
-        finally:
-            counts = f"{self.accelerator.kind} allocated"
-            self._keep(PhasePeak(name, memory.max_memory_allocated(), counts, memory.max_memory_reserved()))
+        counts = f"{self.accelerator.kind} allocated"
+        yield lambda: PhasePeak(name, memory.max_memory_allocated(), counts, memory.max_memory_reserved())
 
     @contextmanager
-    def _resident(self, name: str) -> Iterator[None]:
+    def _resident(self, name: str) -> Iterator[Callable[[], PhasePeak]]:
         can_reset = _reset_resident_peak()
-        try:
-            yield
-        finally:
+
+        def read() -> PhasePeak:
             peak = _resident_peak_bytes() if can_reset else None
             above = max(0, peak - self.baseline_bytes) if peak is not None and self.baseline_bytes is not None else None
-            self._keep(PhasePeak(name, above, "resident set above the process's baseline"))
+            return PhasePeak(name, above, "resident set above the process's baseline")
+
+        yield read
 
     @contextmanager
-    def _sampled(self, name: str) -> Iterator[None]:
+    def _sampled(self, name: str) -> Iterator[Callable[[], PhasePeak]]:
         import torch
 
         highest = torch.mps.driver_allocated_memory()
@@ -64,11 +79,10 @@ class MemoryMeter:
         sampler = threading.Thread(target=sample, daemon=True)
         sampler.start()
         try:
-            yield
+            yield lambda: PhasePeak(name, highest, "mps driver allocation, sampled every 10 ms")
         finally:
             done.set()
             sampler.join()
-            self._keep(PhasePeak(name, highest, "mps driver allocation, sampled every 10 ms"))
 
     def _keep(self, peak: PhasePeak) -> None:
         before = next((kept for kept in self.peaks if kept.phase == peak.phase), None)
@@ -84,15 +98,28 @@ class Stopwatch:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.seconds: dict[str, float] = {}
+        self._present: tuple[str, float] | None = None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        self._present = (name, time.perf_counter())
         try:
             yield
         finally:
             self.accelerator.synchronize()
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.seconds = self.so_far()
+            self._present = None
+
+    def take_up(self, seconds: dict[str, float]) -> None:
+        """Count what an earlier process of the same cell spent; parts that it began anew count once."""
+        self.seconds = self.seconds | {name: value for name, value in seconds.items() if name not in self.seconds}
+
+    def so_far(self) -> dict[str, float]:
+        """The seconds until now, the present part's too."""
+        if self._present is None:
+            return self.seconds
+        name, started = self._present
+        return self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
 
 
 def _resident_bytes() -> int | None:

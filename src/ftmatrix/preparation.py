@@ -76,6 +76,11 @@ class ReadyCell:
         return self.folder / "log.txt"
 
     @property
+    def progress(self) -> Path:
+        """Where the cell's process saves how far it came."""
+        return self.folder / "progress.pt"
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.cell.training.steps(len(self.dataset.train))

@@ -64,6 +64,7 @@ class RunWriter:
             "model.path",
             "device_memory",
             "fit_check",
+            "checkpoint_minutes",
         ):
             values.pop(left_out, None)
         values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}

@@ -60,6 +60,11 @@ class Step:
     label_tokens: int
     seconds: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step could be applied. One that couldn't is the last: nothing after it could recover."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
 
 @dataclass(frozen=True)
 class PhasePeak:

@@ -13,7 +13,7 @@ from torch import nn
 from ftmatrix.checkpoints import StoredTensors
 from ftmatrix.data import Message, general_text
 from ftmatrix.drift import adapter_drift, trained_drift
-from ftmatrix.errors import FtmatrixError, first_line
+from ftmatrix.errors import FtmatrixError, StoppedError, first_line
 from ftmatrix.evaluation import Evaluator, score
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import seed_everything, use_threads
@@ -21,6 +21,7 @@ from ftmatrix.meters import MemoryMeter, Stopwatch
 from ftmatrix.models import build_model, load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Durations, Evaluation, Forgetting, Outcome, Phase, Stability, Step, WeightDrift
+from ftmatrix.resumption import Progress, ProgressFile
 from ftmatrix.stability import assess
 from ftmatrix.training import Trainer, weights_are_finite
 
@@ -43,18 +44,20 @@ class Trained:
 class CellRun:
     """Runs one cell. `phase` is the present one, so that a failure can say where it happened."""
 
-    def __init__(self, ready: ReadyCell, emit: Emit) -> None:
-        self.ready, self.emit = ready, emit
+    def __init__(self, ready: ReadyCell, emit: Emit, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.ready, self.emit, self.stopping = ready, emit, stopping
         self.phase = Phase.LOAD
         use_threads(ready.threads)
         self.meter = MemoryMeter(ready.accelerator)
         self.watch = Stopwatch(ready.accelerator)
+        self.file = ProgressFile(ready.progress, ready.cell.checkpoint_minutes)
 
     def run(self) -> Trained:
-        """Load, evaluate, train, evaluate again.
+        """Load, evaluate, train, evaluate again; or go on where the cell's last process stopped.
 
         Raises:
             FtmatrixError: the model or the data can't be used.
+            StoppedError: `stopping` said so while the cell trained; its progress is saved.
             torch.OutOfMemoryError: memory ran out.
         """
         ready, cell = self.ready, self.ready.cell
@@ -66,9 +69,14 @@ class CellRun:
         evaluator = Evaluator(
             model, framer, settings=cell.evaluation, accelerator=ready.accelerator, precision=ready.precision
         )
-        with self._part(Phase.EVALUATE, "evaluate"):
-            nll_initial = evaluator.nll(ready.dataset.validation)
-            text_nll_initial = self._text_nll(evaluator)
+        saved = self.file.load()
+        if saved is None:
+            with self._part(Phase.EVALUATE, "evaluate"):
+                before = Progress((), evaluator.nll(ready.dataset.validation), self._text_nll(evaluator), None, (), {})
+        else:
+            before, state = saved
+            self.meter.take_up(before.peaks)
+            self.watch.take_up(before.seconds)
         with self._part(Phase.TRAIN, "train"):
             trainer = Trainer(
                 model,
@@ -80,10 +88,10 @@ class CellRun:
                 accelerator=ready.accelerator,
                 precision=ready.precision,
             )
-            steps = []
-            for step in trainer.steps():
-                steps.append(step)
-                self.emit(step)
+            if saved is not None:
+                trainer.restore(state)
+                trainer.memory = before.memory
+            steps = self._train(trainer, before)
             warmup = cell.training.warmup_steps(trainer.total_steps)
             memory = trainer.memory
             del trainer  # its optimizer state is no part of the evaluation's peak
@@ -96,8 +104,8 @@ class CellRun:
         seconds = self.watch.seconds
         result = CellResult(
             Outcome.COMPLETED,
-            stability=self._stability(steps, warmup, nll_initial, validation, model),
-            val_nll_initial=nll_initial,
+            stability=self._stability(steps, warmup, before.val_nll_initial, validation, model),
+            val_nll_initial=before.val_nll_initial,
             validation=validation,
             test=test,
             peaks=tuple(self.meter.peaks),
@@ -109,12 +117,34 @@ class CellRun:
             memory=memory,
             forecast=ready.forecast,
             drift=drift,
-            forgetting=None if text_nll_initial is None or text_nll is None else Forgetting(text_nll_initial, text_nll),
+            forgetting=_forgetting(before.text_nll_initial, text_nll),
             device=ready.accelerator.name,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
-            notes=self._notes(len(framer.cut), drift),
+            notes=self._notes(len(framer.cut), drift, len(before.steps)),
         )
         return Trained(result, model, framer)
+
+    def _train(self, trainer: Trainer, before: Progress) -> list[Step]:
+        """All steps of the training: those that an earlier process did, and the others as they are done."""
+        steps = list(before.steps)
+        for step in steps:
+            self.emit(step)
+        for step in trainer.steps(start=len(steps)):
+            steps.append(step)
+            self.emit(step)
+            if step.is_finite and (self.file.due or self.stopping()):
+                progress = Progress(
+                    tuple(steps),
+                    before.val_nll_initial,
+                    before.text_nll_initial,
+                    trainer.memory,
+                    self.meter.so_far(),
+                    self.watch.so_far(),
+                )
+                self.file.save(progress, trainer.state())
+            if self.stopping():
+                raise StoppedError(f"stopped after step {step.index}; the same command goes on from there")
+        return steps
 
     def _load(self) -> nn.Module:
         """The model that the method trains."""
@@ -171,8 +201,10 @@ class CellRun:
             majority_share=max(labels.values()) / labels.total(),
         )
 
-    def _notes(self, cut: int, drift: WeightDrift | None) -> tuple[str, ...]:
+    def _notes(self, cut: int, drift: WeightDrift | None, resumed: int) -> tuple[str, ...]:
         notes = list(self.ready.dataset.notes)
+        if resumed:
+            notes.append(f"resumed after {resumed} steps: times and peaks are those of several processes")
         if cut:
             length = self.ready.cell.framing.max_length
             notes.append(f"{cut} message(s) cut to framing.max_length={length} tokens")
@@ -187,6 +219,10 @@ class CellRun:
         self.emit(phase)
         with self.watch.part(part), self.meter.phase(phase.value):
             yield
+
+
+def _forgetting(before: float | None, after: float | None) -> Forgetting | None:
+    return None if before is None or after is None else Forgetting(before, after)
 
 
 def failure(error: BaseException, run: CellRun | None) -> CellResult:

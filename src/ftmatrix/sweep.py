@@ -1,7 +1,9 @@
 """A sweep: plan every cell, skip what is done, run the rest side by side, end with the table."""
 
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from typing import cast
@@ -18,6 +20,8 @@ from ftmatrix.records import Outcome
 from ftmatrix.table import as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row, Store, tracking_uri
 
+STOP_SECONDS = 20
+"""How long a stopped cell may take to save its progress."""
 POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
 
@@ -151,8 +155,14 @@ class _Scheduler:
                     shutil.rmtree(process.ready.folder, ignore_errors=True)
 
     def _stop(self) -> None:
-        """End every running cell and close its run."""
+        """End every running cell, with its progress saved where it trains, and close its run."""
+        for process, _ in self.running.values():
+            process.ask_to_stop()
+        patience = time.monotonic() + STOP_SECONDS
         for process, writer in self.running.values():
+            reason = None
+            with suppress(KeyboardInterrupt):  # asked twice: no more waiting
+                reason = process.last_words(patience)
             process.kill()
-            writer.abandon("the sweep was stopped")
+            writer.abandon(reason or "the sweep was stopped")
         self.running.clear()

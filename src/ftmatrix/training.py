@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from ftmatrix.framing import Batch, Example, collate, label_logits
-from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.records import MemoryParts, Step
 from ftmatrix.settings import Training
 
@@ -40,10 +40,10 @@ class Trainer:
         """What the first step left in memory."""
         self.optimizer = make_optimizer(self.trained, lr=lr, weight_decay=settings.weight_decay)
 
-    def steps(self) -> Iterator[Step]:
-        """Train to the end, or to the first step whose loss or gradient isn't finite.
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Train from step `start` to the end, or to the first step whose loss or gradient isn't finite.
 
-        Such a step is yielded without being applied, and is the last: nothing after it could recover.
+        Such a step is yielded without being applied, and is the last.
         """
         self.model.train()
         if self.settings.gradient_checkpointing:
@@ -51,11 +51,29 @@ class Trainer:
         index = 0
         for epoch in range(self.settings.epochs):
             for rows in epoch_order(len(self.examples), self.seed, epoch).split(self.settings.batch_size):
-                step = self._step(index, [self.examples[row] for row in rows.tolist()])
-                yield step
-                if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
-                    return
+                if index >= start:
+                    step = self._step(index, [self.examples[row] for row in rows.tolist()])
+                    yield step
+                    if not step.is_finite:
+                        return
                 index += 1
+
+    def state(self) -> dict[str, Any]:
+        """Trained weights, optimizer and random state: all that the next step depends on, beside its number."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device is not Device.cpu:
+            random[self.accelerator.kind] = getattr(torch, self.accelerator.kind).get_rng_state()
+        weights = [weight.detach() for weight in self.trained]
+        return {"weights": weights, "optimizer": self.optimizer.state_dict(), "random": random}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        for weight, saved in zip(self.trained, state["weights"], strict=True):
+            weight.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for kind, random in state["random"].items():
+            torch.set_rng_state(random) if kind == "cpu" else getattr(torch, kind).set_rng_state(random)
 
     def _step(self, index: int, examples: Sequence[Example]) -> Step:
         started = time.perf_counter()

@@ -1,0 +1,55 @@
+"""A running cell's progress on disk, from which the same cell goes on as if nothing had happened."""
+
+import os
+import pickle
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftmatrix.records import MemoryParts, PhasePeak, Step, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a cell has come to by its last step: `steps` so far, figures from before them, peaks and seconds spent."""
+
+    steps: tuple[Step, ...]
+    val_nll_initial: float
+    text_nll_initial: float | None
+    memory: MemoryParts | None
+    peaks: tuple[PhasePeak, ...]
+    seconds: dict[str, float]
+
+
+class ProgressFile:
+    """Keeps a cell's progress and its training's tensors in one file. `minutes` lie between two saves (0: never)."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self.seconds = path, 60 * minutes
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[Progress, dict[str, Any]] | None:
+        """The progress and the training's state; None where there is none, or no whole one."""
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            return from_json(Progress, saved.pop("progress")), saved
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+            return None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, progress: Progress, state: dict[str, Any]) -> None:
+        """Replace what was saved, in one stroke: a death in the middle leaves the old file."""
+        part = self.path.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save({"progress": to_json(progress), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+        self._saved_at = time.monotonic()
