@@ -26,7 +26,7 @@ def test_a_control_groups_limit_counts(
     group.mkdir(parents=True)
     (group / limit).write_text(f"{3 * GIB}\n")
     (group / used).write_text(f"{2 * GIB}\n")
-    (group / "memory.stat").write_text(f"anon 5\n{file} {GIB // 2}\n")
+    (group / "memory.stat").write_text(f"anon 5\n{file} {GIB // 4}\n{file.replace('inactive', 'active')} {GIB // 4}\n")
     monkeypatch.setattr(host, "GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(host, "OWN_GROUPS", tmp_path / "self")
     monkeypatch.setattr(host, "MEMORY", tmp_path / "meminfo")

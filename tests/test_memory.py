@@ -26,10 +26,15 @@ METHODS: dict[str, Method] = {
 
 
 def real_step(
-    folder: Path, method: Method, framer: Framer, messages: Any, settings: Training, cpu: Accelerator
+    folder: Path,
+    method: Method,
+    framer: Framer,
+    messages: Any,
+    settings: Training,
+    cpu: Accelerator,
+    precision: Precision,
 ) -> tuple[Shadow, BatchShape]:
     """What the real loop's second step holds at most, by the same count on real tensors."""
-    precision = Precision.fp32
     base = load_model(
         Checkpoint(folder, "", 0),
         dtype=method.weights_dtype(precision),
@@ -58,9 +63,13 @@ def real_step(
     Training(epochs=1), Training(epochs=1, micro_batch_size=4), Training(epochs=1, gradient_checkpointing=True),
 ], ids=["whole", "micro-batches", "checkpointing"])  # fmt: skip
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("architecture", ["gemma", "llama"])
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [("gemma", Precision.fp32), ("gemma", Precision.mixed), ("gemma", Precision.bf16), ("llama", Precision.fp32)],
+)
 def test_the_shadow_holds_what_the_real_step_holds(
     architecture: str,
+    precision: Precision,
     name: str,
     settings: Training,
     model_folders: dict[str, Path],
@@ -70,11 +79,11 @@ def test_the_shadow_holds_what_the_real_step_holds(
 ) -> None:
     folder, method = model_folders[architecture], METHODS[name]
     alike = [max(messages, key=lambda message: len(message.text))] * 32  # every batch is the largest
-    real, shape = real_step(folder, method, framer, alike, settings, cpu)
+    real, shape = real_step(folder, method, framer, alike, settings, cpu, precision)
     shadow = shadow_step(
         Checkpoint(folder, "", 0),
         method,
-        precision=Precision.fp32,
+        precision=precision,
         shape=shape,
         accumulates=settings.micro_batch_size is not None,
         gradient_checkpointing=settings.gradient_checkpointing,

@@ -19,6 +19,7 @@ from ftmatrix.planning import (
     Clock,
     Planned,
     advise,
+    distinctions,
     duration,
     pack,
     plan,
@@ -28,8 +29,9 @@ from ftmatrix.planning import (
     with_advice,
 )
 from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
-from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome
+from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome, Phase
 from ftmatrix.settings import Training
+from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]
@@ -87,7 +89,7 @@ def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
 def test_running_out_of_memory_is_told_with_sizes_and_a_way_out(quick_cell: QuickCell, tmp_path: Path) -> None:
     one = ready(quick_cell("lr=1e-3"), free_bytes=20 * GIB)
     forecast = Forecaster(tmp_path).forecast(one)
-    died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while training (no more)", forecast=forecast)
+    died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while training (no more)", Phase.TRAIN, forecast=forecast)
     reason = with_advice(replace(one, forecast=forecast), died).reason
     assert reason is not None
     assert reason.startswith("memory ran out while training (no more); forecast ")
@@ -171,6 +173,50 @@ def test_cells_are_packed_by_cores_and_memory(quick_cell: QuickCell) -> None:
     assert side_by_side(on_gpu, "auto") == min(3, usable_cores())
 
 
+def test_what_cant_be_foreseen_runs_all_the_same(quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operation on fake tensors")
+
+    monkeypatch.setattr("ftmatrix.forecasting.shadow_step", fails)
+    (planned,) = plan([quick_cell("lr=1e-3")], None)
+    assert planned.runs
+    assert planned.forecast is None
+    assert planned.reason == "its peak can't be foreseen (RuntimeError: no such operation on fake tensors)"
+    died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while training", Phase.TRAIN)
+    assert isinstance(planned.prepared, ReadyCell)
+    assert with_advice(planned.prepared, died) == died
+
+
+def test_advice_tries_every_micro_batch_and_knows_the_phase(quick_cell: QuickCell, tmp_path: Path) -> None:
+    one = ready(quick_cell("lr=1e-3", "training.batch_size=15"), free_bytes=20 * GIB)
+    forecaster = Forecaster(tmp_path)
+    peak = forecaster.forecast(one).peak_bytes
+    assert advise(one, forecaster, peak + RESERVE_BYTES - 1).startswith("training.micro_batch_size=5 would take ")
+    died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while evaluating", Phase.EVALUATE)
+    assert str(with_advice(one, died).reason).endswith("; evaluation.batch_size=16 takes less than 64")
+    loading = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while loading", Phase.LOAD)
+    assert with_advice(one, loading) == loading
+
+
+def test_a_plan_says_in_what_cells_differ(quick_cell: QuickCell) -> None:
+    cells = [quick_cell("lr=1e-3", f"training.batch_size={size}") for size in (8, 16)]
+    assert distinctions([*cells, quick_cell("method=lora", "lr=1e-3", "seed=4")]) == [
+        "training.batch_size=8",
+        "training.batch_size=16",
+        "training.batch_size=16",
+    ]
+    assert distinctions([cells[0], quick_cell("lr=2e-3", "training.batch_size=8", "seed=1")]) == ["", ""]
+
+
+def test_a_plan_makes_no_store_and_needs_none(
+    quick_cell: QuickCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for uri in (f"sqlite:///{tmp_path / 'none.db'}", "http://127.0.0.1:9"):
+        sweep([quick_cell("plan=true", "lr=1e-3", f"tracking.uri={uri}")])
+        assert "No finished cells to go by" in capsys.readouterr().out
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_time_is_told_by_finished_cells(quick_cell: QuickCell) -> None:
     cell = ready(quick_cell("lr=1e-3"))
 
@@ -187,5 +233,5 @@ def test_time_is_told_by_finished_cells(quick_cell: QuickCell) -> None:
     assert Clock([finished(99.0, model="pocket-4m")]).seconds(cell) == pytest.approx(99.0)  # by work a second
     lines = plan_totals([Planned(cell, seconds=30.0), Planned(cell, seconds=100.0), Planned(cell, "abcdefgh")], 2)
     assert lines[0] == "3 cells: 2 run, 1 done."
-    assert lines[1].startswith("About 2 min of work; 65 s with 2 side by side. Longest: full pocket-1m lr=0.001")
+    assert lines[1].startswith("About 2 min of work; 2 min with 2 side by side. Longest: full pocket-1m lr=0.001")
     assert [duration(value) for value in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]

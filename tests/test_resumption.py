@@ -81,8 +81,8 @@ def test_progress_is_saved_when_it_is_time_and_never_by_halves(tmp_path: Path) -
     file.save(progress, {"weights": [torch.ones(3)]})
     loaded = file.load()
     assert loaded is not None
-    assert loaded[0] == progress
-    assert torch.equal(loaded[1]["weights"][0], torch.ones(3))
+    assert loaded.progress == progress
+    assert torch.equal(loaded.state["weights"][0], torch.ones(3))
     content = file.path.read_bytes()
     for kept in (0, 7, len(content) // 2, len(content) - 9):
         file.path.write_bytes(content[:kept])

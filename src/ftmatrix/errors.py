@@ -50,6 +50,10 @@ class StoppedError(FtmatrixError):
     outcome = Outcome.INTERRUPTED
 
 
+class UnforeseenError(FtmatrixError):
+    """Nothing can be said of a cell's memory in advance. It may well run."""
+
+
 class CellFailedError(FtmatrixError):
     """A cell ended without a result. Its row says why, so nothing more has to be printed."""
 

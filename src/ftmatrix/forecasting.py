@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
+from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, shadow_step
@@ -19,7 +20,7 @@ from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 1
+FORECAST_VERSION = 2
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -48,6 +49,7 @@ class Forecaster:
 
         Raises:
             ModelError: the checkpoint's config or tokenizer can't be used.
+            UnforeseenError: the architecture doesn't run on fake tensors.
         """
         assert known.checkpoint is not None
         tensors = self._at(known.checkpoint, known.cell, known.precision, self._shape(known.checkpoint, known))
@@ -86,15 +88,20 @@ class Forecaster:
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
         def find() -> Forecast:
-            shadow = shadow_step(
-                checkpoint,
-                cell.method,
-                precision=precision,
-                shape=shape,
-                accumulates=_accumulates(cell.training),
-                gradient_checkpointing=cell.training.gradient_checkpointing,
-                attention=cell.model.attention,
-            )
+            try:
+                shadow = shadow_step(
+                    checkpoint,
+                    cell.method,
+                    precision=precision,
+                    shape=shape,
+                    accumulates=_accumulates(cell.training),
+                    gradient_checkpointing=cell.training.gradient_checkpointing,
+                    attention=cell.model.attention,
+                )
+            except FtmatrixError:
+                raise
+            except Exception as error:  # a model that fake tensors can't pass may train all the same
+                raise UnforeseenError(f"{type(error).__name__}: {first_line(error)}") from error
             return Forecast(shadow.peak_bytes, shadow.parts)
 
         return self._shared(lambda: self._kept(key) or self._keep(key, find()), key)

@@ -104,7 +104,7 @@ def describe(device: Device) -> Accelerator:
             return Accelerator(device, properties.name, properties.total_memory, has_bf16, torch.cuda.mem_get_info()[0])
         case Device.xpu:
             card = torch.xpu.get_device_properties(0)
-            free_bytes = card.total_memory - torch.xpu.memory_reserved()
+            free_bytes = torch.xpu.mem_get_info()[0]
             return Accelerator(device, card.name, card.total_memory, has_bf16=True, free_bytes=free_bytes)
         case Device.mps:
             memory_bytes = torch.mps.recommended_max_memory()

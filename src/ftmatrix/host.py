@@ -44,10 +44,10 @@ def _groups_free_bytes() -> Iterator[int]:
         for line in OWN_GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
-                root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+                root, names = GROUPS, ("memory.max", "memory.current", "")
             elif "memory" in controllers.split(","):
                 root = GROUPS / "memory"
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
             else:
                 continue
             group = root / path.lstrip("/")
@@ -56,12 +56,12 @@ def _groups_free_bytes() -> Iterator[int]:
                     yield from _left_in(folder, *names)
 
 
-def _left_in(folder: Path, limit: str, used: str, reclaimable: str) -> Iterator[int]:
-    """A group's limit less what it uses, not counting file pages that the kernel drops when it needs room."""
+def _left_in(folder: Path, limit: str, used: str, prefix: str) -> Iterator[int]:
+    """A group's limit less what it uses, not counting file pages, which the kernel drops when it needs room."""
     with suppress(OSError, ValueError):  # no such group in this namespace, or its limit is "max"
         most, taken = (int((folder / name).read_text()) for name in (limit, used))
         stat = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
-        yield most - taken + int(stat.get(reclaimable, 0))
+        yield most - taken + sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def processor_name() -> str:

@@ -129,7 +129,7 @@ class CellProcess:
         name = signal.Signals(-code).name
         if name == "SIGKILL" and kernel_kills() > self._kernel_kills:
             reason = f"memory ran out while {doing} (the kernel killed the process)"
-            return CellResult(Outcome.OUT_OF_MEMORY, reason, forecast=self.ready.forecast)
+            return CellResult(Outcome.OUT_OF_MEMORY, reason, self.phase, forecast=self.ready.forecast)
         return CellResult(Outcome.CRASHED, f"the process died of {name} while {doing}; {log}")
 
 
@@ -146,6 +146,7 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     """The child: run the cell, send what happens, leave log and files in the cell's folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     _die_with_parent()
+    _be_the_first_to_go()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
@@ -231,6 +232,12 @@ def _steady_allocator(large_block_bytes: int) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(option, large_block_bytes)
+
+
+def _be_the_first_to_go() -> None:
+    """Where memory runs out, have the kernel end a cell and not the sweep (Linux, proc(5): oom_score_adj)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _die_with_parent() -> None:

@@ -1,5 +1,6 @@
 """Peak memory and seconds of the parts of a run, true on every device."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ class MemoryMeter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure one phase. A phase entered twice keeps the higher peak."""
+        self._forget_cache()
         measure = {Device.cpu: self._resident, Device.mps: self._sampled}.get(self.accelerator.device, self._allocator)
         with measure(name) as read:
             self._read = read
@@ -43,6 +45,14 @@ class MemoryMeter:
         if self._read is not None:
             self._keep(self._read())
         return tuple(self.peaks)
+
+    def _forget_cache(self) -> None:
+        """Give back what an earlier phase left in a GPU's cache: it is no part of this one's peak."""
+        if self.accelerator.device is not Device.cpu:
+            import torch
+
+            gc.collect()
+            getattr(torch, self.accelerator.kind).empty_cache()
 
     @contextmanager
     def _allocator(self, name: str) -> Iterator[Callable[[], PhasePeak]]:

@@ -1,6 +1,6 @@
 """A result's figures under the names that they have in MLflow."""
 
-from ftmatrix.records import CellResult, Evaluation, Phase
+from ftmatrix.records import CellResult, Evaluation, Outcome, Phase
 
 STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
 """Fields of a step that become curves; in MLflow their names begin with `step/`."""
@@ -13,7 +13,7 @@ def result_metrics(result: CellResult) -> dict[str, float]:
         "tokens_per_second": result.tokens_per_second,
         "parameters": result.parameters,
         "trainable_parameters": result.trainable_parameters,
-        "steps": result.steps,
+        "steps": result.steps or None,
         "spike_score": result.stability.spike_score if result.stability else None,
     }
     for peak in result.peaks:
@@ -22,7 +22,8 @@ def result_metrics(result: CellResult) -> dict[str, float]:
     measured = next((peak.peak_bytes for peak in result.peaks if peak.phase == Phase.TRAIN), None)
     if result.forecast:
         values["forecast_bytes_train"] = result.forecast.peak_bytes
-        values["forecast_error"] = result.forecast.peak_bytes / measured - 1 if measured else None
+        if measured and result.outcome is Outcome.COMPLETED:  # up to a death, a peak is no measurement
+            values["forecast_error"] = result.forecast.peak_bytes / measured - 1
     if memory := result.memory:
         values |= {
             "weight_bytes": memory.weight_bytes,

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from safetensors import SafetensorError
 
 from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
-from ftmatrix.errors import ConfigError, ModelError, first_line
+from ftmatrix.errors import ConfigError, ModelError, NotFetchedError, first_line
 from ftmatrix.hub import Repository, cached_config, download
 
 if TYPE_CHECKING:
@@ -83,7 +83,15 @@ class Model:
         patterns = ("*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja")
         repository = Repository(self.hub_id, self.revision, gated=self.gated)
         snapshot = download(repository, f"model={self.name}", patterns, fetch=fetch)
-        return Checkpoint(snapshot.folder, snapshot.commit, count_parameters(snapshot.folder, f"model={self.name}"))
+        try:
+            parameters = count_parameters(snapshot.folder, f"model={self.name}")
+        except ModelError as error:
+            if fetch:
+                raise
+            raise NotFetchedError(
+                f"model={self.name}: only a part of {self.hub_id} is in the cache; a sweep fetches the rest first"
+            ) from error
+        return Checkpoint(snapshot.folder, snapshot.commit, parameters)
 
     def architecture(self) -> Checkpoint | None:
         """The config of a hub model that isn't on this machine: cached or bundled (None: neither), without weights.

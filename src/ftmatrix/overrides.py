@@ -74,7 +74,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if found := re.search(r"Could not (?:override|append to config|delete from config)\.? '([^']+)'", said):
         return _unknown(found[1])
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", said):
-        listed = re.search(r"Available options in '[^']+':([\s\w.-]*)", said)
+        listed = re.search(r"Available options in '[^']+':((?:\s+[\w.-]+)*?)(?=\s*Config search path|\s*$)", said)
         known = listed[1].split() if listed else options(found[1])
         return f"{found[1]}={found[2]}: no such {found[1].rpartition('/')[2]}; {nearest(found[2], known)}"
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '[^']+').*?full_key: (\S+)", said, re.DOTALL):

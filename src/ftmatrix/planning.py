@@ -1,5 +1,6 @@
 """What a sweep will do with every cell: run it, take it as done, or say why not; with predicted memory and time."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,13 @@ from statistics import median
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.config import Cell
-from ftmatrix.errors import FtmatrixError
+from ftmatrix.config import Cell, flat, plain
+from ftmatrix.errors import FtmatrixError, UnforeseenError
 from ftmatrix.forecasting import Forecaster
 from ftmatrix.hardware import Device
 from ftmatrix.host import usable_cores
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, UnfetchedCell, prepare
-from ftmatrix.records import CellResult, Forecast, Outcome
+from ftmatrix.records import CellResult, Forecast, Outcome, Phase
 from ftmatrix.table import UNKNOWN
 from ftmatrix.tracking import Row, Store
 
@@ -23,17 +24,22 @@ RESERVE_BYTES = 600 * 2**20
 """What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
 
 
+Change = dict[str, int | bool]
+"""Settings of training that keep its result."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A cell and what the sweep will do with it.
 
     `done_run` is the run of an earlier, complete one; `seconds` what finished cells let it expect, None where there
-    are none to go by.
+    are none to go by; `unforeseen` why its memory can't be told.
     """
 
     prepared: Prepared
     done_run: str | None = None
     seconds: float | None = None
+    unforeseen: str | None = None
 
     @property
     def forecast(self) -> Forecast | None:
@@ -80,15 +86,19 @@ class Planned:
                 return result.reason
             case UnfetchedCell(reason=reason):
                 return reason
-        return None
+        return f"its peak can't be foreseen ({self.unforeseen})" if self.unforeseen else None
 
 
-def plan(cells: Sequence[Cell], store: Store, *, fetch: bool = True) -> list[Planned]:
-    """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only."""
+def plan(cells: Sequence[Cell], store: Store | None, *, fetch: bool = True) -> list[Planned]:
+    """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only.
+
+    Without a store no cell is done, and none can tell the time.
+    """
     prepared = prepare(cells, fetch=fetch)
-    finished = store.finished(ready for ready in prepared if isinstance(ready, ReadyCell) and not ready.cell.force)
+    ready = [item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force]
+    finished = store.finished(ready) if store else {}
     forecaster = Forecaster(Path(cells[0].work_dir) / "forecasts")
-    clock = Clock(store.cells() if any(_waits(item, finished) for item in prepared) else [])
+    clock = Clock(store.cells() if store and any(_waits(item, finished) for item in prepared) else [])
     planned = []
     for item in prepared:
         done = finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None
@@ -106,25 +116,30 @@ def _waits(item: Prepared, finished: dict[str, str]) -> bool:
 def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "Clock") -> Planned:
     if known.checkpoint is None:
         return Planned(known)
+    seconds = clock.seconds(known) if isinstance(known, ReadyCell) else None
     try:
         forecast = forecaster.forecast(known)
+    except UnforeseenError as error:
+        return Planned(known, seconds=seconds, unforeseen=str(error))
     except FtmatrixError as error:
         return Planned(FailedCell(known.cell, CellResult(error.outcome, str(error))))
     free = known.accelerator.free_bytes
     if known.cell.fit_check and free is not None and not _fits(forecast.peak_bytes, free):
-        advice = f"{gibibytes(free)} of {known.accelerator.name} are free; {advise(known, forecaster, free)}"
+        beside = f"{gibibytes(RESERVE_BYTES)} for the process"
+        advice = (
+            f"and {beside}; {gibibytes(free)} of {known.accelerator.name} are free; {advise(known, forecaster, free)}"
+        )
         if isinstance(known, UnfetchedCell) and _fits(forecast.parts.total_bytes, free):
-            may_not = f"training needs at most {gibibytes(forecast.peak_bytes)}, {advice}; {known.reason}"
+            may_not = f"training needs at most {gibibytes(forecast.peak_bytes)} {advice}; {known.reason}"
             return Planned(replace(known, forecast=forecast, reason=may_not))
         reason = (
-            f"training needs about {gibibytes(forecast.peak_bytes)}, {advice}; fit_check=false tries it nevertheless"
+            f"training needs about {gibibytes(forecast.peak_bytes)} {advice}; fit_check=false tries it nevertheless"
         )
         return Planned(FailedCell(known.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
-    seconds = clock.seconds(known) if isinstance(known, ReadyCell) else None
     return Planned(replace(known, forecast=forecast), seconds=seconds)
 
 
-def _fits(peak_bytes: int, free_bytes: int | None) -> bool:
+def _fits(peak_bytes: float, free_bytes: int | None) -> bool:
     return free_bytes is None or peak_bytes + RESERVE_BYTES <= free_bytes
 
 
@@ -132,11 +147,12 @@ def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes:
     """The least change that would make a cell fit and keeps its result: smaller micro-batches, recomputation, both."""
     training = known.cell.training
     batch = training.micro_batch_size or training.batch_size
-    smaller = [batch // parts for parts in (2, 4, 8, 16) if batch % parts == 0]
-    most = {"micro_batch_size": smaller[-1] if smaller else batch, "gradient_checkpointing": True}
-    if not _fits(_changed_peak(known, forecaster, most), free_bytes):
+    smaller = [size for size in range(batch // 2, 0, -1) if batch % size == 0]
+    most: list[Change] = [{"micro_batch_size": smaller[-1]}] if smaller else []
+    most.append({**(most[0] if most else {}), "gradient_checkpointing": True})
+    if not any(_fits(_changed_peak(known, forecaster, change), free_bytes) for change in most):
         return "neither smaller micro-batches nor gradient checkpointing would do: take another method or model"
-    changes: list[dict[str, int | bool]] = [{"micro_batch_size": size} for size in smaller]
+    changes: list[Change] = [{"micro_batch_size": size} for size in smaller]
     changes += [{"gradient_checkpointing": True}, *({**change, "gradient_checkpointing": True} for change in changes)]
     peaks = ((change, _changed_peak(known, forecaster, change)) for change in changes)
     change, peak = next(found for found in peaks if _fits(found[1], free_bytes))
@@ -147,7 +163,14 @@ def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes:
 def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
     """A result that ran out of memory, with the sizes and the change that would have made the cell fit."""
     free = ready.accelerator.free_bytes
-    if result.outcome is not Outcome.OUT_OF_MEMORY or ready.forecast is None or free is None:
+    if result.outcome is not Outcome.OUT_OF_MEMORY:
+        return result
+    if result.phase is Phase.EVALUATE:
+        size = ready.cell.evaluation.batch_size
+        return replace(
+            result, reason=f"{result.reason}; evaluation.batch_size={max(1, size // 4)} takes less than {size}"
+        )
+    if result.phase is not Phase.TRAIN or ready.forecast is None or free is None:
         return result
     forecaster = Forecaster(Path(ready.cell.work_dir) / "forecasts")
     known = min(free, ready.forecast.peak_bytes + RESERVE_BYTES - 1)  # so much wasn't enough, whatever was free before
@@ -155,9 +178,13 @@ def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
     return replace(result, reason=f"{result.reason}; {sizes}; {advise(ready, forecaster, known)}")
 
 
-def _changed_peak(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, change: dict[str, int | bool]) -> int:
+def _changed_peak(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, change: Change) -> float:
+    """Infinite where the model can't take the change."""
     changed = replace(known.cell, training=replace(known.cell.training, **change))  # type: ignore[arg-type]
-    return forecaster.forecast(replace(known, cell=changed)).peak_bytes
+    try:
+        return forecaster.forecast(replace(known, cell=changed)).peak_bytes
+    except UnforeseenError:
+        return math.inf
 
 
 class Clock:
@@ -212,15 +239,30 @@ def pack(cells: Sequence[ReadyCell], cores: int) -> int:
 def plan_table(planned: Sequence[Planned]) -> Table:
     """Every cell of a plan with what will happen to it."""
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("model", "method", "lr", "seed", "data", "steps", "peak", "time", "action"):
-        table.add_column(name, justify="left" if name in ("model", "method", "data", "action") else "right")
-    for item in planned:
+    apart = distinctions([item.prepared.cell for item in planned])
+    words = ("model", "method", *(["settings"] if any(apart) else []))
+    for name in (*words, "lr", "seed", "data", "steps", "peak", "time", "action"):
+        table.add_column(name, justify="left" if name in (*words, "data", "action") else "right")
+    for item, settings in zip(planned, apart, strict=True):
         cell = item.prepared.cell
         steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
-        axes = (cell.model.title, cell.method.name, f"{cell.lr:g}", str(cell.seed), cell.data.title)
+        named = (cell.model.title, cell.method.name, *([settings] if any(apart) else []))
+        axes = (*named, f"{cell.lr:g}", str(cell.seed), cell.data.title)
         time = UNKNOWN if item.seconds is None else duration(item.seconds)
         table.add_row(*(Text(word) for word in (*axes, steps, item.peak, time, item.action)))
     return table
+
+
+def distinctions(cells: Sequence[Cell]) -> list[str]:
+    """For each cell, the settings in which cells of one method, model and data differ, as KEY=VALUE."""
+    settings = [flat(plain(cell)) for cell in cells]
+    alike: dict[tuple[str, str, str], dict[str, set[str]]] = {}
+    for cell, values in zip(cells, settings, strict=True):
+        seen = alike.setdefault((cell.method.name, cell.model.title, cell.data.title), {})
+        for key, value in values.items():
+            seen.setdefault(key, set()).add(str(value))
+    differing = {key for seen in alike.values() for key, found in seen.items() if len(found) > 1} - {"lr", "seed"}
+    return [" ".join(f"{key}={values[key]}" for key in values if key in differing) for values in settings]
 
 
 def plan_reasons(planned: Sequence[Planned]) -> list[str]:
@@ -245,10 +287,8 @@ def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
     if timed:
         total, (longest, title) = sum(seconds for seconds, _ in timed), max(timed)
         unknown = f", not counting {len(running) - len(timed)} of unknown length" if len(timed) < len(running) else ""
-        lines.append(
-            f"About {duration(total)} of work{unknown}; {duration(total / jobs)} with {jobs} side by side. Longest: "
-            f"{title}, {duration(longest)}."
-        )
+        beside = f"{duration(max(longest, total / jobs))} with {jobs} side by side"
+        lines.append(f"About {duration(total)} of work{unknown}; {beside}. Longest: {title}, {duration(longest)}.")
     elif running:
         lines.append("No finished cell to tell the time by yet.")
     peaks = [(item.forecast.peak_bytes, item.prepared.cell.title) for item in running if item.forecast is not None]

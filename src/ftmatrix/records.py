@@ -216,6 +216,8 @@ class CellResult:
 
     outcome: Outcome
     reason: str | None = None
+    phase: Phase | None = None
+    """What the cell was doing when it ended early."""
     stability: Stability | None = None
     val_nll_initial: float | None = None
     validation: Evaluation | None = None

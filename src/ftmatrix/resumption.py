@@ -24,6 +24,14 @@ class Progress:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A file's content: the progress, and the tensors that training goes on from."""
+
+    progress: Progress
+    state: dict[str, Any]
+
+
 class ProgressFile:
     """Keeps a cell's progress and its training's tensors in one file. `minutes` lie between two saves (0: never)."""
 
@@ -31,11 +39,11 @@ class ProgressFile:
         self.path, self.seconds = path, 60 * minutes
         self._saved_at = time.monotonic()
 
-    def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The progress and the training's state; None where there is none, or no whole one."""
+    def load(self) -> "Saved | None":
+        """What was saved; None where there is nothing, or nothing whole."""
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            return from_json(Progress, saved.pop("progress")), saved
+            return Saved(from_json(Progress, saved.pop("progress")), saved)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
             return None
 

@@ -1,5 +1,6 @@
 """One cell, from its weights to its result."""
 
+import errno
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from ftmatrix.training import Trainer, weights_are_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+OUT_OF_MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "_alloc_failed", "memoryallocation")
+"""How torch, the system and the GPU libraries say so: "can't allocate memory", CUBLAS_STATUS_ALLOC_FAILED, …"""
 
 Emit = Callable[[Phase | Step], None]
 """Called with each phase as it begins and each optimizer step as it is done."""
@@ -74,7 +78,7 @@ class CellRun:
             with self._part(Phase.EVALUATE, "evaluate"):
                 before = Progress((), evaluator.nll(ready.dataset.validation), self._text_nll(evaluator), None, (), {})
         else:
-            before, state = saved
+            before = saved.progress
             self.meter.take_up(before.peaks)
             self.watch.take_up(before.seconds)
         with self._part(Phase.TRAIN, "train"):
@@ -89,8 +93,9 @@ class CellRun:
                 precision=ready.precision,
             )
             if saved is not None:
-                trainer.restore(state)
+                trainer.restore(saved.state)
                 trainer.memory = before.memory
+                saved = None  # its copy of the weights
             steps = self._train(trainer, before)
             warmup = cell.training.warmup_steps(trainer.total_steps)
             memory = trainer.memory
@@ -229,18 +234,20 @@ def failure(error: BaseException, run: CellRun | None) -> CellResult:
     """What an exception makes of its cell: an outcome, and a reason in one line."""
     where = f"while {run.phase.doing}" if run else "while starting"
     peaks = tuple(run.meter.peaks) if run else ()
-    if isinstance(error, FtmatrixError):
-        return CellResult(error.outcome, str(error), peaks=peaks)
+    phase = run.phase if run else None
+    if isinstance(error, FtmatrixError) and not is_out_of_memory(error):
+        return CellResult(error.outcome, str(error), phase, peaks=peaks)
     if is_out_of_memory(error):
         forecast = run.ready.forecast if run else None
         reason = f"memory ran out {where} ({first_line(error)})"
-        return CellResult(Outcome.OUT_OF_MEMORY, reason, peaks=peaks, forecast=forecast)
-    return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first_line(error)}", peaks=peaks)
+        return CellResult(Outcome.OUT_OF_MEMORY, reason, phase, peaks=peaks, forecast=forecast)
+    return CellResult(Outcome.CRASHED, f"{type(error).__name__} {where}: {first_line(error)}", phase, peaks=peaks)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
-    )
+    """Whether an error, or what caused it, says that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)

@@ -8,6 +8,8 @@ from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
+from rich.console import Console
+
 from ftmatrix.config import Cell
 from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
@@ -36,13 +38,11 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     console = open_console()
     first = cells[0]
     _check(cells, n_jobs)
-    store = Store(tracking_uri(first.tracking.uri), first.study)
-    planned = plan(cells, store, fetch=not first.plan)
     if first.plan:
-        console.print(plan_table(planned))
-        for line in (*plan_reasons(planned), *plan_totals(planned, side_by_side(planned, n_jobs))):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _show_plan(cells, n_jobs, console)
         return [None] * len(cells)
+    store = Store(tracking_uri(first.tracking.uri), first.study)
+    planned = plan(cells, store)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
     waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
@@ -71,6 +71,21 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     for line in (compared, recorded):
         console.print(line, highlight=False, soft_wrap=True)
     return [row_of[run_id] for run_id in run_ids]
+
+
+def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console) -> None:
+    """Print what a sweep would do. A store that isn't there, or doesn't answer, is neither made nor needed."""
+    notes = []
+    uri, study = tracking_uri(cells[0].tracking.uri), cells[0].study
+    try:
+        store = Store(uri, study, create=False)
+    except ConfigError:
+        store = None
+        notes.append(f"No finished cells to go by: {uri} has none of {study!r}, or can't be reached.")
+    planned = plan(cells, store, fetch=False)
+    console.print(plan_table(planned))
+    for line in (*plan_reasons(planned), *plan_totals(planned, side_by_side(planned, n_jobs)), *notes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:

@@ -92,8 +92,7 @@ class Trainer:
         loss_value, norm_value = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
         if math.isfinite(loss_value) and math.isfinite(norm_value):
             self.optimizer.step()
-        if self.memory is None:
-            self.memory = self._memory()
+            self.memory = self.memory or self._memory()
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.synchronize()
         return Step(

@@ -1,5 +1,6 @@
 """A training step without weights or arithmetic: fake tensors go through the real model, their bytes are counted."""
 
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,13 @@ def shadow_step(
         if method.quantization(precision) is not None:
             pack_linear_layers(model, torch.float32 if precision is Precision.fp32 else torch.bfloat16)
         model = method.adapt(model, precision)
+    if precision is Precision.bf16:  # on `meta`, PEFT leaves its adapters as they are made
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     if gradient_checkpointing:
         recompute_activations(model)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what it can't do is raised anyway
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(model)
         return _step(model, shape, precision, accumulates=accumulates)

@@ -35,10 +35,6 @@ class StorageTracker(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         weakref.finalize(storage, self._gone, key)
 
-    def reset_peak(self) -> None:
-        """Begin a new stretch."""
-        self.peak_bytes = self.live_bytes
-
     def _gone(self, key: int) -> None:
         self.live_bytes -= self._sizes.pop(key, 0)
 
