@@ -86,6 +86,7 @@ def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) 
         (["training.schedule=cosin"], "training.schedule: Invalid value 'cosin'"),
         (["method=lorra"], "method=lorra: no such method; did you mean 'lora'?"),
         (["model=gemma-270m"], "model=gemma-270m: no such model; did you mean 'gemma3-270m'?"),
+        (["model=nosuch"], "model=nosuch: no such model; Available: gemma2-2b"),
         (["data=banking"], "data=banking: no such data; did you mean 'banking77'?"),
         (["method.rank=8", "method=lora"], "method.rank: no such setting"),
         (["method.r=8", "method=full"], "method.r: not a setting of this method"),

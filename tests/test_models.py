@@ -12,7 +12,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
 from ftmatrix.config import config_folder
-from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError
+from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError, NotFetchedError
 from ftmatrix.hub import Repository, download
 from ftmatrix.models import PACKAGED, Model, build_model, load_model
 
@@ -173,3 +173,5 @@ def test_a_cached_config_goes_before_the_bundled_one(tmp_path: Path, monkeypatch
     assert found is not None
     assert found.folder == repository / "snapshots" / "abc"
     assert found.parameters == Model(name="pocket-1m").locate().parameters
+    with pytest.raises(NotFetchedError, match="only a part of google/gemma-3-270m is in the cache"):
+        Model(name="gemma3-270m", hub_id="google/gemma-3-270m").locate(fetch=False)
