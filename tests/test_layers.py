@@ -26,6 +26,7 @@ LAYERS = (
     ("preload", "preload_adapters", "comparison", "interrupts"),
     ("table", "rates", "answers", "display"),
     ("claims", "planning"),
+    ("plan_table",),
     ("sweep",),
     ("report",),
     ("overrides", "composition"),

@@ -14,17 +14,14 @@ from ftmatrix.forecasting import Forecaster, largest_batch
 from ftmatrix.hardware import Device
 from ftmatrix.host import usable_cores
 from ftmatrix.memory.shadow import BatchShape
+from ftmatrix.plan_table import distinctions, plan_reasons, plan_totals
 from ftmatrix.planning import (
     RESERVE_BYTES,
     Clock,
     Planned,
     advise,
-    distinctions,
-    duration,
     pack,
     plan,
-    plan_reasons,
-    plan_totals,
     side_by_side,
     with_advice,
 )
@@ -32,6 +29,7 @@ from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome, Phase
 from ftmatrix.settings import Training
 from ftmatrix.sweep import sweep
+from ftmatrix.table import duration
 from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]

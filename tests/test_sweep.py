@@ -183,21 +183,25 @@ def test_peak_memory_doesnt_depend_on_order_or_on_what_runs_beside(quick_cell: Q
     assert peak(first, 1) == pytest.approx(peak(after, 0), rel=0.05)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
-    signal_number: signal.Signals, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Doomed(CellProcess):
-        """Dies by a signal as it begins to train."""
+def when_it_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
+    """Do something to the process of the cell with rate 2e-3 as it begins to train."""
 
+    class Watched(CellProcess):
         def receive(self) -> Event:
             event = super().receive()
             if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
                 assert self.pid is not None
-                os.kill(self.pid, signal_number)
+                act(self.pid)
             return event
 
-    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Doomed)
+    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Watched)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
+    signal_number: signal.Signals, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when_it_trains(monkeypatch, lambda pid: os.kill(pid, signal_number))
     cells = [quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3", "3e-3")]
     rows = rows_of(cells, n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.CRASHED, Outcome.COMPLETED]
@@ -214,18 +218,12 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
 def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Narrow(CellProcess):
-        """Gets no more address space once it begins to train."""
+    def narrow(pid: int) -> None:
+        """Give it no more address space."""
+        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
 
-        def receive(self) -> Event:
-            event = super().receive()
-            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
-                assert self.pid is not None
-                used = int(Path(f"/proc/{self.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.prlimit(self.pid, resource.RLIMIT_AS, (used, used))
-            return event
-
-    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Narrow)
+    when_it_trains(monkeypatch, narrow)
     rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
     for said in ("memory ran out while training (", "; forecast ", " were free; training.micro_batch_size="):
@@ -235,16 +233,7 @@ def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
 def test_the_kernels_kill_for_want_of_memory_is_a_row_that_says_so(
     small_group: Path, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Confined(CellProcess):
-        """Lives in a group of little memory from the moment it begins to train."""
-
-        def receive(self) -> Event:
-            event = super().receive()
-            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
-                (small_group / "cgroup.procs").write_text(str(self.pid))
-            return event
-
-    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Confined)
+    when_it_trains(monkeypatch, lambda pid: (small_group / "cgroup.procs").write_text(str(pid)))
     rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
     assert str(rows[1].reason).startswith("memory ran out while training (the kernel killed the process); forecast ")

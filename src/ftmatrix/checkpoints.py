@@ -35,7 +35,12 @@ class Checkpoint:
     @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer's file is there."""
-        return any((self.folder / name).exists() for name in TOKENIZER_FILES)
+        return has_tokenizer(self.folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's file is there."""
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def count_parameters(folder: Path, named: str) -> int:
@@ -48,7 +53,7 @@ def count_parameters(folder: Path, named: str) -> int:
         raise ModelError(f"{named}: {folder} is no folder; name one with config.json, tokenizer and safetensors")
     if not (folder / "config.json").exists():
         raise ModelError(f"{named}: no config.json in {folder}; is it a Hugging Face model folder?")
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise ModelError(f"{named}: no tokenizer in {folder}; save it there with tokenizer.save_pretrained")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

@@ -15,7 +15,8 @@ from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
-from ftmatrix.planning import Planned, plan, plan_reasons, plan_table, plan_totals, side_by_side, with_advice
+from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
+from ftmatrix.planning import Planned, plan, side_by_side, with_advice
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome

@@ -165,3 +165,15 @@ def _best_accuracy(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
 def _is_best(row: Row, best: dict[tuple[str, str], float]) -> bool:
     return row.metric("accuracy") == best.get((row.data, row.model), -1.0)
+
+
+def gibibytes(count: float) -> str:
+    """Bytes as GiB, small ones as MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
