@@ -1,4 +1,4 @@
-"""Forecast against measured peak memory while training: real cells of real shapes, with random weights.
+"""Forecast against measured peak memory: real cells of real shapes, with random weights.
 
 Three methods x two models x two batch shapes, each in a process of its own on the device that is there. Beside the
 shadow run stands the formula that the field goes by, so that it shows which of the two is better.
@@ -25,10 +25,10 @@ from ftmatrix.models import ARCHITECTURES, PACKAGED
 MODELS = {"smollm2-135m": "HuggingFaceTB--SmolLM2-135M", "gemma3-270m": "google--gemma-3-270m"}
 BATCHES = (16, 4)
 TRAINED = 64
-"""Messages to train on: enough for each batch shape, few enough for a minute a cell."""
+"""Messages to train on, and to test on: enough for each batch shape, few enough for a minute a cell."""
 WITHIN = 10
 """Per cent that a good forecast may be off."""
-SETTINGS = ("training.epochs=1", "training.precision=fp32", "evaluation.forgetting=false", "n_jobs=1", "study=memory")
+SETTINGS = ("training.epochs=1", "training.precision=fp32", "n_jobs=1", "study=memory")
 
 
 def build(folder: Path, name: str) -> Path:
@@ -45,7 +45,7 @@ def build(folder: Path, name: str) -> Path:
 def write_data(folder: Path) -> Path:
     """Few messages of few intents: what isn't training is soon over."""
     messages = [m for m in Pocket(name="pocket").load().train if m.label.startswith("card_")]
-    for split, part in (("train", messages[:TRAINED]), ("test", messages[TRAINED : TRAINED + 16])):
+    for split, part in (("train", messages[:TRAINED]), ("test", messages[TRAINED : 2 * TRAINED])):
         with (folder / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "category"), *((m.text, m.label) for m in part)])
     return folder
@@ -91,21 +91,26 @@ def main() -> None:
         client = MlflowClient(tracking_uri=uri)
         (experiment,) = client.search_experiments(filter_string="name = 'memory'")
         runs = client.search_runs([experiment.experiment_id], "tags.complete = 'true'")
-        table = Table("model", "method", "batch", "measured MiB", "shadow MiB", "error %", "formula MiB", "error %",
-                      title="Peak memory while training: forecast and measured")  # fmt: skip
-        errors: dict[str, list[float]] = {"shadow run": [], "formula": []}
+        names = ("model", "method", "batch", "measured MiB", "shadow MiB", "error %", "formula MiB", "error %")
+        table = Table(*names, title="Peak memory while training: forecast and measured")
+        table_evaluate = Table(*names[:-2], title="Peak memory while evaluating")
+        errors: dict[str, list[float]] = {"shadow run": [], "formula": [], "shadow run of the evaluation": []}
         for run in sorted(runs, key=lambda run: (run.data.tags["model"], run.data.tags["method"])):
             figures, tags = run.data.metrics, run.data.tags
-            measured = figures["peak_bytes_train"]
+            measured, evaluated = figures["peak_bytes_train"], figures["peak_bytes_evaluate"]
             shadow, rule = figures["forecast_bytes_train"], formula(run, data, folder / tags["model"])
-            for way, forecast in (("shadow run", shadow), ("formula", rule)):
-                errors[way].append(100 * (forecast / measured - 1))
-            cells = [f"{value / 2**20:,.0f}" for value in (measured, shadow, rule)]
-            wrong = [f"{errors[way][-1]:+.1f}" for way in errors]
-            batch = run.data.params["training.batch_size"]
-            table.add_row(tags["model"], tags["method"], batch, cells[0], cells[1], wrong[0], cells[2], wrong[1])
+            foretold = figures["forecast_bytes_evaluate"]
+            compared = ((shadow, measured), (rule, measured), (foretold, evaluated))
+            for found, (forecast, true) in zip(errors.values(), compared, strict=True):
+                found.append(100 * (forecast / true - 1))
+            cells = [f"{value / 2**20:,.0f}" for value in (measured, shadow, rule, evaluated, foretold)]
+            wrong = [f"{found[-1]:+.1f}" for found in errors.values()]
+            named = (tags["model"], tags["method"], run.data.params["training.batch_size"])
+            table.add_row(*named, cells[0], cells[1], wrong[0], cells[2], wrong[1])
+            table_evaluate.add_row(*named, cells[3], cells[4], wrong[2])
     console = Console(width=110)
     console.print(table)
+    console.print(table_evaluate)
     for way, found in errors.items():
         good = sum(abs(error) <= WITHIN for error in found)
         console.print(f"{way}: {good} of {len(found)} within {WITHIN} %, worst {max(found, key=abs):+.1f} %")

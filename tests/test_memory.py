@@ -1,20 +1,24 @@
 """The shadow run, held against the bytes that the real training loop's tensors hold."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.data import Message
-from ftmatrix.forecasting import largest_batch
+from ftmatrix.data import Message, general_text
+from ftmatrix.evaluation import Evaluator
+from ftmatrix.forecasting import PASSAGES, largest_batch, largest_of
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import Accelerator, Precision
-from ftmatrix.memory.shadow import BatchShape, Shadow, shadow_step
+from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import load_model
-from ftmatrix.settings import Training
+from ftmatrix.models import ARCHITECTURES, load_model
+from ftmatrix.records import MemoryParts
+from ftmatrix.settings import Evaluating, Training
 from ftmatrix.training import Trainer
 
 METHODS: dict[str, Method] = {
@@ -25,6 +29,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+EVERY_ARCHITECTURE = pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [("gemma", Precision.fp32), ("gemma", Precision.mixed), ("gemma", Precision.bf16), ("llama", Precision.fp32)],
+)
+SMALL = BatchShape(1, 8, 2)
+
+
+def real_model(folder: Path, method: Method, precision: Precision) -> Any:
+    base = load_model(
+        Checkpoint(folder, "", 0),
+        dtype=method.weights_dtype(precision),
+        device="cpu",
+        quantization=method.quantization(precision),
+    )
+    return method.adapt(base, precision)
+
+
 def real_step(
     folder: Path,
     method: Method,
@@ -33,40 +54,29 @@ def real_step(
     settings: Training,
     cpu: Accelerator,
     precision: Precision,
-) -> tuple[Shadow, BatchShape]:
+) -> tuple[MemoryParts, int, BatchShape]:
     """What the real loop's second step holds at most, by the same count on real tensors."""
-    base = load_model(
-        Checkpoint(folder, "", 0),
-        dtype=method.weights_dtype(precision),
-        device="cpu",
-        quantization=method.quantization(precision),
-    )
-    model = method.adapt(base, precision)
+    model = real_model(folder, method, precision)
     examples = framer.frame(messages)
     trainer = Trainer(
         model, examples, settings=settings, lr=1e-3, seed=0, pad_id=framer.pad_id, accelerator=cpu, precision=precision
     )
     steps = trainer.steps()
     next(steps)
-    tracker = StorageTracker()
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    for tensor in (*model.parameters(), *model.buffers(), *states):
-        tracker.count(tensor)
+    tracker = StorageTracker([*model.parameters(), *model.buffers(), *states])
     with tracker:
         next(steps)
     assert trainer.memory is not None
     shape = largest_batch([(len(example), len(example.label)) for example in examples], settings, seed=0)
-    return Shadow(trainer.memory, tracker.peak_bytes), shape
+    return trainer.memory, tracker.peak_bytes, shape
 
 
 @pytest.mark.parametrize("settings", [
     Training(epochs=1), Training(epochs=1, micro_batch_size=4), Training(epochs=1, gradient_checkpointing=True),
 ], ids=["whole", "micro-batches", "checkpointing"])  # fmt: skip
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    ("architecture", "precision"),
-    [("gemma", Precision.fp32), ("gemma", Precision.mixed), ("gemma", Precision.bf16), ("llama", Precision.fp32)],
-)
+@EVERY_ARCHITECTURE
 def test_the_shadow_holds_what_the_real_step_holds(
     architecture: str,
     precision: Precision,
@@ -79,16 +89,60 @@ def test_the_shadow_holds_what_the_real_step_holds(
 ) -> None:
     folder, method = model_folders[architecture], METHODS[name]
     alike = [max(messages, key=lambda message: len(message.text))] * 32  # every batch is the largest
-    real, shape = real_step(folder, method, framer, alike, settings, cpu, precision)
-    shadow = shadow_step(
-        Checkpoint(folder, "", 0),
-        method,
-        precision=precision,
-        shape=shape,
+    parts, peak, shape = real_step(folder, method, framer, alike, settings, cpu, precision)
+    work = Work(
+        trained=shape,
+        answered=SMALL,
+        scored=None,
         accumulates=settings.micro_batch_size is not None,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    assert shadow.parts.gradient_bytes == real.parts.gradient_bytes
-    assert shadow.parts.optimizer_bytes == real.parts.optimizer_bytes
-    assert shadow.parts.weight_bytes == pytest.approx(real.parts.weight_bytes, rel=0.02)
-    assert shadow.peak_bytes == pytest.approx(real.peak_bytes, rel=0.03)
+    shadow = shadow_run(Checkpoint(folder, "", 0), method, precision, work)
+    assert shadow.parts.gradient_bytes == parts.gradient_bytes
+    assert shadow.parts.optimizer_bytes == parts.optimizer_bytes
+    assert shadow.parts.weight_bytes == pytest.approx(parts.weight_bytes, rel=0.02)
+    assert shadow.peak_bytes == pytest.approx(peak, rel=0.03)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@EVERY_ARCHITECTURE
+def test_the_shadow_holds_what_the_real_evaluation_holds(
+    architecture: str,
+    precision: Precision,
+    name: str,
+    model_folders: dict[str, Path],
+    framer: Framer,
+    messages: tuple[Message, ...],
+    cpu: Accelerator,
+) -> None:
+    model = real_model(model_folders[architecture], METHODS[name], precision)
+    examples = framer.frame(messages)
+    settings = Evaluating(batch_size=len(examples))
+    evaluator = Evaluator(model, framer, settings=settings, accelerator=cpu, precision=precision)
+    shape = largest_of([[(len(example), len(example.label)) for example in examples]])
+    parts: list[tuple[Callable[[], object], BatchShape, BatchShape | None]] = [
+        (lambda: evaluator.gold_pass(examples), shape, None),
+        (lambda: evaluator.text_nll(general_text()), SMALL, PASSAGES),
+        (lambda: evaluator.choose([example.prompt for example in examples]), replace(shape, label_tokens=1), None),
+    ]
+    tracker = StorageTracker([*model.parameters(), *model.buffers()])
+    for evaluate, answered, scored in parts:
+        tracker.lap()
+        with tracker:
+            evaluate()
+        work = Work(trained=SMALL, answered=answered, scored=scored)
+        shadow = shadow_run(Checkpoint(model_folders[architecture], "", 0), METHODS[name], precision, work)
+        assert shadow.evaluate_bytes == pytest.approx(tracker.peak_bytes, rel=0.1 if evaluate is parts[-1][0] else 0.01)
+
+
+@pytest.mark.parametrize("name", ["full", "qlora"])
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"accumulates": True}], ids=str)
+def test_few_layers_tell_of_all(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    smollm = Checkpoint(ARCHITECTURES / "HuggingFaceTB--SmolLM2-135M", "", 0)
+    work = Work(BatchShape(16, 40, 64), BatchShape(64, 40, 256), PASSAGES, **settings)
+    drawn_out = shadow_run(smollm, METHODS[name], Precision.fp32, work)
+    monkeypatch.setattr("ftmatrix.memory.shadow.FEW_LAYERS", (99, 100))
+    whole = shadow_run(smollm, METHODS[name], Precision.fp32, work)
+    assert whole.parts == drawn_out.parts
+    assert drawn_out.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.001)
+    assert drawn_out.evaluate_bytes == pytest.approx(whole.evaluate_bytes, rel=0.001)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from study import row
 
+from ftmatrix.advice import RESERVE_BYTES, advise, with_advice
 from ftmatrix.config import Cell, parse_bytes
 from ftmatrix.errors import ConfigError
 from ftmatrix.forecasting import Forecaster, largest_batch
@@ -15,16 +16,7 @@ from ftmatrix.hardware import Device
 from ftmatrix.host import usable_cores
 from ftmatrix.memory.shadow import BatchShape
 from ftmatrix.plan_table import distinctions, plan_reasons, plan_totals
-from ftmatrix.planning import (
-    RESERVE_BYTES,
-    Clock,
-    Planned,
-    advise,
-    pack,
-    plan,
-    side_by_side,
-    with_advice,
-)
+from ftmatrix.planning import Clock, Planned, pack, plan, side_by_side
 from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome, Phase
 from ftmatrix.settings import Training
@@ -57,7 +49,7 @@ def test_a_forecast_is_found_once_and_kept(
 ) -> None:
     cells = [ready(quick_cell(f"lr={lr}")) for lr in ("1e-3", "2e-3")]
     first = Forecaster(tmp_path).forecast(cells[0])
-    monkeypatch.setattr("ftmatrix.forecasting.shadow_step", None)
+    monkeypatch.setattr("ftmatrix.forecasting.shadow_run", None)
     assert Forecaster(tmp_path).forecast(cells[1]) == first
     assert first.peak_bytes > first.parts.weight_bytes > 0
 
@@ -68,9 +60,10 @@ def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
     one = ready(quick_cell("lr=1e-3"))
     forecaster = Forecaster(tmp_path / "forecasts")
     peak = forecaster.forecast(one).peak_bytes
-    advice = advise(one, forecaster, peak + RESERVE_BYTES - 1)
+    advice = advise(one, [Phase.TRAIN], forecaster, peak + RESERVE_BYTES - 1)
     assert advice.startswith("training.micro_batch_size=8 would take ")
-    assert advise(one, forecaster, RESERVE_BYTES).startswith("neither smaller micro-batches nor gradient checkpointing")
+    hopeless = advise(one, [Phase.TRAIN], forecaster, RESERVE_BYTES)
+    assert hopeless.startswith("neither smaller batches at once nor gradient checkpointing")
 
     monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: peak + RESERVE_BYTES - 1)
     cells = [quick_cell("lr=1e-3"), quick_cell("lr=1e-3", "fit_check=false")]
@@ -175,7 +168,7 @@ def test_what_cant_be_foreseen_runs_all_the_same(quick_cell: QuickCell, monkeypa
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no such operation on fake tensors")
 
-    monkeypatch.setattr("ftmatrix.forecasting.shadow_step", fails)
+    monkeypatch.setattr("ftmatrix.forecasting.shadow_run", fails)
     (planned,) = plan([quick_cell("lr=1e-3")], None)
     assert planned.runs
     assert planned.forecast is None
@@ -186,14 +179,32 @@ def test_what_cant_be_foreseen_runs_all_the_same(quick_cell: QuickCell, monkeypa
 
 
 def test_advice_tries_every_micro_batch_and_knows_the_phase(quick_cell: QuickCell, tmp_path: Path) -> None:
-    one = ready(quick_cell("lr=1e-3", "training.batch_size=15"), free_bytes=20 * GIB)
+    one = ready(quick_cell("lr=1e-3", "training.batch_size=15", "evaluation.forgetting=false"), free_bytes=20 * GIB)
     forecaster = Forecaster(tmp_path)
     peak = forecaster.forecast(one).peak_bytes
-    assert advise(one, forecaster, peak + RESERVE_BYTES - 1).startswith("training.micro_batch_size=5 would take ")
+    advice = advise(one, [Phase.TRAIN], forecaster, peak + RESERVE_BYTES - 1)
+    assert advice.startswith("training.micro_batch_size=5 would take ")
     died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while evaluating", Phase.EVALUATE)
-    assert str(with_advice(one, died).reason).endswith("; evaluation.batch_size=16 takes less than 64")
+    reason = str(with_advice(replace(one, forecast=forecaster.forecast(one)), died).reason)
+    assert "while evaluating, 20.0 GiB were free; evaluation.batch_size=32 would take " in reason
     loading = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while loading", Phase.LOAD)
     assert with_advice(one, loading) == loading
+
+
+def test_an_evaluation_that_wont_fit_is_left_out_too(quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("lr=1e-3", "method=lora", "training.micro_batch_size=1", "evaluation.forgetting=false")
+    (alone,) = plan([quick_cell(*settings, "evaluation.batch_size=1")], None)
+    (many,) = plan([quick_cell(*settings)], None)
+    assert alone.forecast is not None
+    assert many.forecast is not None
+    assert many.forecast.evaluate_bytes is not None
+    assert many.forecast.evaluate_bytes > many.forecast.peak_bytes == alone.forecast.peak_bytes
+    assert many.forecast.most_bytes == many.forecast.evaluate_bytes
+    between = (many.forecast.evaluate_bytes + many.forecast.peak_bytes) // 2 + RESERVE_BYTES
+    monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: between)
+    (left_out,) = plan([quick_cell(*settings)], None)
+    assert str(left_out.reason).startswith("evaluating needs about ")
+    assert "; evaluation.batch_size=" in str(left_out.reason)
 
 
 def test_a_plan_says_in_what_cells_differ(quick_cell: QuickCell) -> None:

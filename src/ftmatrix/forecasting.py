@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,16 +11,17 @@ from pathlib import Path
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
-from ftmatrix.framing import Framer
+from ftmatrix.evaluation import PASSAGES_AT_ONCE
+from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Device, Precision
-from ftmatrix.memory.shadow import BatchShape, shadow_step
+from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
 from ftmatrix.models import PACKAGED, load_tokenizer
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 2
+FORECAST_VERSION = 3
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -33,6 +34,8 @@ LABEL_STEP = 16
 """Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
 LONGEST_LABEL = 16
 """Tokens that no label of unknown data is expected to exceed."""
+PASSAGES = BatchShape(PASSAGES_AT_ONCE, PASSAGE_TOKENS + 1, PASSAGES_AT_ONCE * PASSAGE_TOKENS)
+"""Running text, of which every token is predicted."""
 
 
 class Forecaster:
@@ -52,36 +55,50 @@ class Forecaster:
             UnforeseenError: the architecture doesn't run on fake tensors.
         """
         assert known.checkpoint is not None
-        tensors = self._at(known.checkpoint, known.cell, known.precision, self._shape(known.checkpoint, known))
-        beside = CPU_PROCESS_BYTES if known.accelerator.device is Device.cpu else 0
-        return replace(tensors, peak_bytes=tensors.peak_bytes + beside)
+        tensors = self._at(known.checkpoint, known.cell, known.precision, self._work(known.checkpoint, known))
+        if known.accelerator.device is not Device.cpu or tensors.evaluate_bytes is None:
+            return tensors
+        peaks = (tensors.peak_bytes + CPU_PROCESS_BYTES, tensors.evaluate_bytes + CPU_PROCESS_BYTES)
+        return replace(tensors, peak_bytes=peaks[0], evaluate_bytes=peaks[1])
 
-    def _shape(self, checkpoint: Checkpoint, known: ReadyCell | UnfetchedCell) -> BatchShape:
+    def _work(self, checkpoint: Checkpoint, known: ReadyCell | UnfetchedCell) -> Work:
+        """The shapes of the cell's largest batches. Of data that isn't here, the largest that there may be."""
         cell, dataset = known.cell, known.dataset
+        training, evaluation, longest = cell.training, cell.evaluation, cell.framing.max_length
         if dataset is None:
-            rows, length = cell.training.micro_batch_size or cell.training.batch_size, cell.framing.max_length
-            return BatchShape(rows, length, rows * min(length, LONGEST_LABEL))
-        source = checkpoint if checkpoint.has_tokenizer else STAND_IN
+            label = min(longest, LONGEST_LABEL)
+            sizes = (training.micro_batch_size or training.batch_size, evaluation.batch_size)
+            trained, answered = (BatchShape(rows, longest, rows * label) for rows in sizes)
+        else:
+            source = checkpoint if checkpoint.has_tokenizer else STAND_IN
+            messages = (source.folder, dataset.digest, plain(cell.framing))
 
-        def find() -> list[tuple[int, int]]:  # tokens of each training message, and of its label within them
-            framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
-            return [(len(example), len(example.label)) for example in framer.frame(dataset.train)]
+            def find() -> list[list[tuple[int, int]]]:  # of each message, its tokens and those of its label within them
+                framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
+                splits = (dataset.train, (*dataset.validation, *dataset.test))
+                train, others = ([(len(row), len(row.label)) for row in framer.frame(split)] for split in splits)
+                return [train, sorted(others)]
 
-        messages = (source.folder, dataset.digest, plain(cell.framing))
-        lengths = self._shared(find, *messages)
-        largest = partial(largest_batch, lengths, cell.training, cell.seed)
-        shape = self._shared(largest, *messages, plain(cell.training), cell.seed)
-        return replace(shape, label_tokens=-(-shape.label_tokens // LABEL_STEP) * LABEL_STEP)
+            train, others = self._shared(find, *messages)
+            largest = partial(largest_batch, train, training, cell.seed)
+            trained = self._shared(largest, *messages, plain(training), cell.seed)
+            rows = evaluation.batch_size
+            answered = largest_of(others[start : start + rows] for start in range(0, len(others), rows))
+        return Work(
+            trained=_rounded(trained),
+            answered=_rounded(answered),
+            scored=PASSAGES if evaluation.forgetting else None,
+            accumulates=training.micro_batch_size is not None and training.micro_batch_size < training.batch_size,
+            gradient_checkpointing=training.gradient_checkpointing,
+            attention=cell.model.attention,
+        )
 
-    def _at(self, checkpoint: Checkpoint, cell: Cell, precision: Precision, shape: BatchShape) -> Forecast:
+    def _at(self, checkpoint: Checkpoint, cell: Cell, precision: Precision, work: Work) -> Forecast:
         decides = {
             "config": (checkpoint.folder / "config.json").read_text(),
             "method": plain(cell.method),
             "precision": precision.value,
-            "shape": asdict(shape),
-            "accumulates": _accumulates(cell.training),
-            "gradient_checkpointing": cell.training.gradient_checkpointing,
-            "attention": cell.model.attention,
+            "work": asdict(work),
             "versions": versions(cell.method),
             "forecast_version": FORECAST_VERSION,
         }
@@ -89,20 +106,11 @@ class Forecaster:
 
         def find() -> Forecast:
             try:
-                shadow = shadow_step(
-                    checkpoint,
-                    cell.method,
-                    precision=precision,
-                    shape=shape,
-                    accumulates=_accumulates(cell.training),
-                    gradient_checkpointing=cell.training.gradient_checkpointing,
-                    attention=cell.model.attention,
-                )
+                return shadow_run(checkpoint, cell.method, precision, work)
             except FtmatrixError:
                 raise
             except Exception as error:  # a model that fake tensors can't pass may train all the same
                 raise UnforeseenError(f"{type(error).__name__}: {first_line(error)}") from error
-            return Forecast(shadow.peak_bytes, shadow.parts)
 
         return self._shared(lambda: self._kept(key) or self._keep(key, find()), key)
 
@@ -122,19 +130,26 @@ class Forecaster:
 
 
 def largest_batch(lengths: Sequence[tuple[int, int]], training: Training, seed: int) -> BatchShape:
-    """The shape of the micro-batch with the most tokens, padding counted, that this seed's order of data comes to."""
+    """The largest micro-batch that this seed's order of data comes to."""
     micro = training.micro_batch_size or training.batch_size
+    orders = (epoch_order(len(lengths), seed, epoch) for epoch in range(training.epochs))
+    batches = (rows for order in orders for rows in order.split(training.batch_size))
+    return largest_of([lengths[row] for row in part.tolist()] for rows in batches for part in rows.split(micro))
+
+
+def largest_of(batches: Iterable[Sequence[tuple[int, int]]]) -> BatchShape:
+    """The shape of the batch with the most tokens, padding counted, and the most label tokens of any.
+
+    Each message comes as its tokens, and those of its label within them.
+    """
     largest = BatchShape(0, 0, 0)
-    for epoch in range(training.epochs):
-        for rows in epoch_order(len(lengths), seed, epoch).split(training.batch_size):
-            for part in rows.split(micro):
-                chosen = [lengths[row] for row in part.tolist()]
-                longest, labels = max(length for length, _ in chosen), sum(label for _, label in chosen)
-                if len(chosen) * longest > largest.rows * largest.length:
-                    largest = BatchShape(len(chosen), longest, max(labels, largest.label_tokens))
+    for batch in batches:
+        longest, labels = max(length for length, _ in batch), sum(label for _, label in batch)
+        most = max(labels, largest.label_tokens)
+        larger = len(batch) * longest > largest.rows * largest.length
+        largest = BatchShape(len(batch), longest, most) if larger else replace(largest, label_tokens=most)
     return largest
 
 
-def _accumulates(training: Training) -> bool:
-    """Whether gradients stay in memory from one micro-batch to the next."""
-    return training.micro_batch_size is not None and training.micro_batch_size < training.batch_size
+def _rounded(shape: BatchShape) -> BatchShape:
+    return replace(shape, label_tokens=-(-shape.label_tokens // LABEL_STEP) * LABEL_STEP)

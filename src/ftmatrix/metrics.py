@@ -22,6 +22,7 @@ def result_metrics(result: CellResult) -> dict[str, float]:
     measured = next((peak.peak_bytes for peak in result.peaks if peak.phase == Phase.TRAIN), None)
     if result.forecast:
         values["forecast_bytes_train"] = result.forecast.peak_bytes
+        values["forecast_bytes_evaluate"] = result.forecast.evaluate_bytes
         if measured and result.outcome is Outcome.COMPLETED:  # up to a death, a peak is no measurement
             values["forecast_error"] = result.forecast.peak_bytes / measured - 1
     if memory := result.memory:

@@ -67,10 +67,10 @@ def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
         lines.append(f"About {duration(total)} of work{unknown}; {beside}. Longest: {title}, {duration(longest)}.")
     elif running:
         lines.append("No finished cell to tell the time by yet.")
-    peaks = [(item.forecast.peak_bytes, item.prepared.cell.title) for item in running if item.forecast is not None]
+    peaks = [(item.forecast.most_bytes, item.prepared.cell.title) for item in running if item.forecast is not None]
     if peaks:
         peak, title = max(peaks)
-        lines.append(f"Highest peak while training: {title}, {gibibytes(peak)}.")
+        lines.append(f"Highest peak: {title}, {gibibytes(peak)}.")
     if any(isinstance(item.prepared, UnfetchedCell) and item.forecast for item in planned):
         lines.append(
             "≤: a bound, counted with a tokenizer of few words or, without the data, at framing.max_length; exact once "

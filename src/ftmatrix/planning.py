@@ -1,11 +1,11 @@
 """What a sweep will do with every cell: run it, take it as done, or say why not; with predicted memory and time."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from ftmatrix.advice import RESERVE_BYTES, advise, fits, phase_bytes
 from ftmatrix.config import Cell
 from ftmatrix.errors import FtmatrixError, UnforeseenError
 from ftmatrix.forecasting import Forecaster
@@ -15,12 +15,6 @@ from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, UnfetchedCell,
 from ftmatrix.records import CellResult, Forecast, Outcome, Phase
 from ftmatrix.table import UNKNOWN, gibibytes
 from ftmatrix.tracking import Row, Store
-
-RESERVE_BYTES = 600 * 2**20
-"""What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
-
-Change = dict[str, int | bool]
-"""Settings of training that keep its result."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Planned:
 
     @property
     def forecast(self) -> Forecast | None:
-        """Peak memory that its training is expected to reach."""
+        """Peak memory that it is expected to reach."""
         return self.prepared.result.forecast if isinstance(self.prepared, FailedCell) else self.prepared.forecast
 
     @property
@@ -47,7 +41,7 @@ class Planned:
         if self.forecast is None:
             return UNKNOWN
         bound = "≤ " if isinstance(self.prepared, UnfetchedCell) else ""
-        return f"{bound}{gibibytes(self.forecast.peak_bytes)}"
+        return f"{bound}{gibibytes(self.forecast.most_bytes)}"
 
     @property
     def runs(self) -> bool:
@@ -65,8 +59,8 @@ class Planned:
         match self.prepared:
             case FailedCell(result=result):
                 return result.outcome.value
-            case UnfetchedCell(accelerator=device, forecast=Forecast(peak_bytes=peak)) if not _fits(
-                peak, device.free_bytes
+            case UnfetchedCell(accelerator=device, forecast=Forecast() as forecast) if not fits(
+                forecast.most_bytes, device.free_bytes
             ):
                 return "may not fit"
             case UnfetchedCell(cell=cell):
@@ -119,67 +113,25 @@ def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "
     except FtmatrixError as error:
         return Planned(FailedCell(known.cell, CellResult(error.outcome, str(error))))
     free = known.accelerator.free_bytes
-    if known.cell.fit_check and free is not None and not _fits(forecast.peak_bytes, free):
-        beside = f"{gibibytes(RESERVE_BYTES)} for the process"
-        advice = (
-            f"and {beside}; {gibibytes(free)} of {known.accelerator.name} are free; {advise(known, forecaster, free)}"
-        )
-        if isinstance(known, UnfetchedCell) and _fits(forecast.parts.total_bytes, free):
-            may_not = f"training needs at most {gibibytes(forecast.peak_bytes)} {advice}; {known.reason}"
-            return Planned(replace(known, forecast=forecast, reason=may_not))
-        reason = (
-            f"training needs about {gibibytes(forecast.peak_bytes)} {advice}; fit_check=false tries it nevertheless"
-        )
-        return Planned(FailedCell(known.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast)))
+    if known.cell.fit_check and free is not None and not fits(forecast.most_bytes, free):
+        return Planned(_refused(known, forecast, forecaster, free))
     return Planned(replace(known, forecast=forecast), seconds=seconds)
 
 
-def _fits(peak_bytes: float, free_bytes: int | None) -> bool:
-    return free_bytes is None or peak_bytes + RESERVE_BYTES <= free_bytes
-
-
-def advise(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, free_bytes: int) -> str:
-    """The least change that would make a cell fit and keeps its result: smaller micro-batches, recomputation, both."""
-    training = known.cell.training
-    batch = training.micro_batch_size or training.batch_size
-    smaller = [size for size in range(batch // 2, 0, -1) if batch % size == 0]
-    most: list[Change] = [{"micro_batch_size": smaller[-1]}] if smaller else []
-    most.append({**(most[0] if most else {}), "gradient_checkpointing": True})
-    if not any(_fits(_changed_peak(known, forecaster, change), free_bytes) for change in most):
-        return "neither smaller micro-batches nor gradient checkpointing would do: take another method or model"
-    changes: list[Change] = [{"micro_batch_size": size} for size in smaller]
-    changes += [{"gradient_checkpointing": True}, *({**change, "gradient_checkpointing": True} for change in changes)]
-    peaks = ((change, _changed_peak(known, forecaster, change)) for change in changes)
-    change, peak = next(found for found in peaks if _fits(found[1], free_bytes))
-    named = " ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
-    return f"{named} would take {gibibytes(peak)} and give the same batch"
-
-
-def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
-    """A result that ran out of memory, with the sizes and the change that would have made the cell fit."""
-    free = ready.accelerator.free_bytes
-    if result.outcome is not Outcome.OUT_OF_MEMORY:
-        return result
-    if result.phase is Phase.EVALUATE:
-        size = ready.cell.evaluation.batch_size
-        return replace(
-            result, reason=f"{result.reason}; evaluation.batch_size={max(1, size // 4)} takes less than {size}"
-        )
-    if result.phase is not Phase.TRAIN or ready.forecast is None or free is None:
-        return result
-    forecaster = Forecaster(Path(ready.cell.work_dir) / "forecasts")
-    known = min(free, ready.forecast.peak_bytes + RESERVE_BYTES - 1)  # so much wasn't enough, whatever was free before
-    sizes = f"forecast {gibibytes(ready.forecast.peak_bytes)} while training, {gibibytes(free)} were free"
-    return replace(result, reason=f"{result.reason}; {sizes}; {advise(ready, forecaster, known)}")
-
-
-def _changed_peak(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, change: Change) -> float:
-    """Infinite where the model can't take the change."""
-    changed = replace(known.cell, training=replace(known.cell.training, **change))  # type: ignore[arg-type]
-    try:
-        return forecaster.forecast(replace(known, cell=changed)).peak_bytes
-    except UnforeseenError:
-        return math.inf
+def _refused(
+    known: ReadyCell | UnfetchedCell, forecast: Forecast, forecaster: Forecaster, free: int
+) -> FailedCell | UnfetchedCell:
+    """A cell that won't fit, or of which it is only known that it may not."""
+    large = [phase for phase in (Phase.TRAIN, Phase.EVALUATE) if not fits(phase_bytes(forecast, phase), free)]
+    phase = max(large, key=lambda phase: phase_bytes(forecast, phase))
+    sizes = f"{gibibytes(forecast.most_bytes)} and {gibibytes(RESERVE_BYTES)} for the process"
+    advice = advise(known, large, forecaster, free)
+    rest = f"{gibibytes(free)} of {known.accelerator.name} are free; {advice}"
+    if isinstance(known, UnfetchedCell) and fits(forecast.parts.total_bytes, free):
+        reason = f"{phase.doing} needs at most {sizes}; {rest}; {known.reason}"
+        return replace(known, forecast=forecast, reason=reason)
+    reason = f"{phase.doing} needs about {sizes}; {rest}; fit_check=false tries it nevertheless"
+    return FailedCell(known.cell, CellResult(Outcome.WONT_FIT, reason, forecast=forecast))
 
 
 class Clock:
@@ -224,7 +176,7 @@ def pack(cells: Sequence[ReadyCell], cores: int) -> int:
         return 1
     by_cores = cores // max(ready.threads if ready.accelerator.device is Device.cpu else 1 for ready in cells)
     free = min((ready.accelerator.free_bytes for ready in cells if ready.accelerator.free_bytes), default=None)
-    peaks = sorted((ready.forecast.peak_bytes + RESERVE_BYTES for ready in cells if ready.forecast), reverse=True)
+    peaks = sorted((ready.forecast.most_bytes + RESERVE_BYTES for ready in cells if ready.forecast), reverse=True)
     jobs = max(1, min(by_cores, len(cells)))
     while free is not None and jobs > 1 and sum(peaks[:jobs]) > free:
         jobs -= 1

@@ -195,10 +195,19 @@ class MemoryParts:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Peak memory that training is expected to reach. `parts` it holds throughout; the rest comes and goes."""
+    """Peak memory that training is expected to reach, and evaluation (None: not foretold).
+
+    Training holds `parts` throughout; the rest comes and goes.
+    """
 
     peak_bytes: int
     parts: MemoryParts
+    evaluate_bytes: int | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """What the cell has to have."""
+        return max(self.peak_bytes, self.evaluate_bytes or 0)
 
 
 @dataclass(frozen=True)

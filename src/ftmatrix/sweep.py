@@ -10,13 +10,14 @@ from typing import cast
 
 from rich.console import Console
 
+from ftmatrix.advice import with_advice
 from ftmatrix.config import Cell
 from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
-from ftmatrix.planning import Planned, plan, side_by_side, with_advice
+from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome

@@ -1,8 +1,10 @@
-"""A training step without weights or arithmetic: fake tensors go through the real model, their bytes are counted."""
+"""A cell without weights or arithmetic: fake tensors go through the real model, their bytes are counted."""
 
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +17,17 @@ from ftmatrix.hardware import Precision
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
 from ftmatrix.models import empty_model
-from ftmatrix.records import MemoryParts
+from ftmatrix.records import Forecast, MemoryParts
 from ftmatrix.training import make_optimizer, optimizer_tensors, recompute_activations
 
 BLOCK = 64
 """Weights of a 4-bit base that share a scale of one byte."""
 SECOND_BLOCK = 256
 """Such scales that share a scale of four bytes (double quantisation)."""
+
+FEW_LAYERS = (2, 3)
+"""Depths from which a peak is drawn out to the model's own. A model that runs all its layers whatever its config says
+has the same peak at both."""
 
 
 @dataclass(frozen=True)
@@ -34,29 +40,27 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """Bytes of one training step: what it holds throughout, and the most it ever holds."""
+class Work:
+    """What decides a cell's tensors beside its model and method: the shapes of its largest batches, and how it trains.
 
-    parts: MemoryParts
-    peak_bytes: int
+    `answered` are batches that the evaluation both scores and answers, `scored` those that it only scores.
+    """
+
+    trained: BatchShape
+    answered: BatchShape
+    scored: BatchShape | None
+    accumulates: bool = False
+    gradient_checkpointing: bool = False
+    attention: str = "sdpa"
 
 
-def shadow_step(
-    checkpoint: Checkpoint,
-    method: Method,
-    *,
-    precision: Precision,
-    shape: BatchShape,
-    accumulates: bool = False,
-    gradient_checkpointing: bool = False,
-    attention: str = "sdpa",
-) -> Shadow:
-    """Bytes of the second and every later step of a cell, found out without loading or allocating anything.
+def shadow_run(checkpoint: Checkpoint, method: Method, precision: Precision, work: Work) -> Forecast:
+    """Peaks of a cell's training, from its second step on, and of its evaluation. Nothing is loaded or allocated.
 
     Raises:
         ModelError: the checkpoint's config is no causal LM's.
     """
-    model: Any = empty_model(checkpoint, dtype=_dtype(method, precision), attention=attention)
+    model: Any = empty_model(checkpoint, dtype=_dtype(method, precision), attention=work.attention)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
         if method.quantization(precision) is not None:
@@ -66,45 +70,141 @@ def shadow_step(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    if gradient_checkpointing:
+    if work.gradient_checkpointing:
         recompute_activations(model)
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what it can't do is raised anyway
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(model)
-        return _step(model, shape, precision, accumulates=accumulates)
-
-
-def _step(model: Any, shape: BatchShape, precision: Precision, *, accumulates: bool) -> Shadow:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(trained, lr=1e-3, weight_decay=0.0)
-    for parameter in trained:  # what the first step leaves behind: the optimizer's state
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    if not accumulates:
-        optimizer.zero_grad(set_to_none=True)
-    tracker = StorageTracker()
-    for tensor in (*model.parameters(), *model.buffers(), *optimizer_tensors(optimizer)):
-        tracker.count(tensor)
-    for parameter in trained:
-        if parameter.grad is not None:
-            tracker.count(parameter.grad)
-    with tracker:
-        logits, targets = _forward(model, shape, precision)
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        del logits
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = _stepped_once(trained)
         parts = MemoryParts(
             weight_bytes=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
-            gradient_bytes=sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None),
+            gradient_bytes=sum(parameter.nbytes for parameter in trained),
             optimizer_bytes=sum(tensor.nbytes for tensor in optimizer_tensors(optimizer)),
         )
-        optimizer.step()
-    return Shadow(parts, tracker.peak_bytes)
+        model.train()
+        step = _drawn_out(model, partial(_step_peaks, model, optimizer, precision, work))
+        optimizer.zero_grad(set_to_none=True)
+        del optimizer
+        model.eval()
+        return Forecast(
+            max(step, parts.total_bytes), parts, _drawn_out(model, partial(_answer_peaks, model, precision, work))
+        )
+
+
+def _drawn_out(model: Any, peaks_at_depth: Callable[[], list[int]]) -> int:
+    """The highest of several peaks, each of which grows by the same with every layer.
+
+    Where layers are alike, few of them tell of all, which saves most of the time.
+    """
+    config = model.config.get_text_config()
+    layers: int = config.num_hidden_layers
+    if not _layers_are_alike(model, layers):
+        return max(peaks_at_depth())
+    peaks: list[list[int]] = []
+    try:
+        for config.num_hidden_layers in FEW_LAYERS:
+            peaks.append(peaks_at_depth())
+    finally:
+        config.num_hidden_layers = layers
+    few, more = FEW_LAYERS
+    drawn: list[int] = [low + (high - low) * (layers - few) // (more - few) for low, high in zip(*peaks, strict=True)]
+    return max(drawn)
+
+
+def _layers_are_alike(model: Any, layers: int) -> bool:
+    """Whether the model is a stack of layers of the same shapes, and deep enough for it to matter."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
+    shapes = {tuple(parameter.shape for parameter in layer.parameters()) for stack in stacks for layer in stack}
+    return len(stacks) == len(shapes) == 1 and layers > max(FEW_LAYERS)
+
+
+def _stepped_once(trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer with the state that its first step leaves."""
+    optimizer = make_optimizer(trained, lr=1e-3, weight_decay=0.0)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def _step_peaks(model: Any, optimizer: torch.optim.Optimizer, precision: Precision, work: Work) -> list[int]:
+    """Peaks of a step's stretches: up to the layers' backward pass, in it, and in that of the embeddings."""
+    if not work.accumulates:
+        optimizer.zero_grad(set_to_none=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    tracker = StorageTracker([*model.parameters(), *model.buffers(), *optimizer_tensors(optimizer), *gradients])
+    del gradients
+    peaks: list[int] = []
+
+    def stretch_ends(_: Tensor) -> None:
+        peaks.append(tracker.lap())
+
+    def watch(tensor: Tensor) -> None:
+        if tensor.requires_grad:
+            tensor.register_hook(stretch_ends)
+
+    hooks = [
+        model.get_input_embeddings().register_forward_hook(lambda _, __, embedded: watch(embedded)),
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: watch(arguments[0])),
+    ]
+    try:
+        with tracker:
+            logits, targets = _forward(model, work.trained, precision)
+            loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+            del logits
+            loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*peaks, tracker.lap()]
+
+
+@torch.no_grad()
+def _answer_peaks(model: Any, precision: Precision, work: Work) -> list[int]:
+    """Peaks of scoring under the gold prefix, and of greedy decoding within the label set."""
+    tracker = StorageTracker([*model.parameters(), *model.buffers()])
+    with tracker:
+        _score(model, work, precision)
+        scoring = tracker.lap()
+        _decode(model, work.answered, precision)
+    return [scoring, tracker.lap()]
+
+
+def _score(model: Any, work: Work, precision: Precision) -> None:
+    for shape in (work.answered, work.scored):
+        if shape is not None:
+            logits, targets = _forward(model, shape, precision)
+            nn.functional.cross_entropy(logits, targets, reduction="none")
+            del logits
+
+
+def _decode(model: Any, shape: BatchShape, precision: Precision) -> Tensor | None:
+    """Scores of the second token written, as `generate` does it: the cache grows, only the last position is scored."""
+    cache, scores, length = None, None, shape.length
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: (arguments[0][:, -1:],))
+    try:
+        for read in (length, 1):
+            ids = torch.ones((shape.rows, read), dtype=torch.long)
+            mask = torch.ones((shape.rows, length), dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.mixed):
+                written = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            logits = written.logits[:, -1].to(torch.float32, copy=True)
+            scores = _within_labels(logits)  # those of the token before stay until now
+            cache, length = written.past_key_values, length + 1
+    finally:
+        hook.remove()
+    return scores
+
+
+def _within_labels(logits: Tensor) -> Tensor:
+    """Scores with all but a label's next token ruled out, by as many copies as `PrefixConstrainedLogitsProcessor`."""
+    allowed = torch.full_like(logits, -torch.inf)
+    return torch.where(logits[:, :1] > 0, allowed, logits + allowed)
 
 
 def _forward(model: Any, shape: BatchShape, precision: Precision) -> tuple[Tensor, Tensor]:
-    model.train()
     rows, length = shape.rows, shape.length
     ids = torch.ones((rows, length), dtype=torch.long)
     positions = torch.ones(shape.label_tokens, dtype=torch.long)

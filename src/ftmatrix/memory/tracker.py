@@ -1,7 +1,7 @@
 """Counts the bytes that tensors hold, as operations make them and Python lets go of them."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,20 +12,28 @@ _DEVICE = torch.ops.prim.device.default
 
 
 class StorageTracker(TorchDispatchMode):
-    """While active, adds up the storages that are alive: `live_bytes` now, `peak_bytes` at most.
+    """While active, adds up the storages that are alive, those of `present` tensors too: `live_bytes` now, `peak_bytes`
+    at most.
 
     Works on fake tensors, which have sizes and lifetimes but no memory. What an operation needs within itself isn't
     seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, present: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
+        for tensor in present:
+            self.count(tensor)
+
+    def lap(self) -> int:
+        """The peak since the last lap."""
+        peak, self.peak_bytes = self.peak_bytes, self.live_bytes
+        return peak
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Count a tensor that was there before."""
+        """Count a tensor's storage, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:

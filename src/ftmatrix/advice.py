@@ -1,0 +1,97 @@
+"""What would make a cell fit into memory and keep its result."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ftmatrix.config import Cell
+from ftmatrix.errors import UnforeseenError
+from ftmatrix.forecasting import Forecaster
+from ftmatrix.preparation import ReadyCell, UnfetchedCell
+from ftmatrix.records import CellResult, Forecast, Outcome, Phase
+from ftmatrix.table import gibibytes
+
+RESERVE_BYTES = 600 * 2**20
+"""What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
+
+Change = dict[str, int | bool]
+"""Settings, by their dotted names, that decide memory and time but no result."""
+
+
+def fits(peak_bytes: float, free_bytes: int | None) -> bool:
+    """Whether a process with such a peak has room; unknown memory is taken to suffice."""
+    return free_bytes is None or peak_bytes + RESERVE_BYTES <= free_bytes
+
+
+def phase_bytes(forecast: Forecast, phase: Phase) -> int:
+    """The forecast peak of training or evaluation."""
+    return forecast.peak_bytes if phase is Phase.TRAIN else forecast.evaluate_bytes or 0
+
+
+def advise(known: ReadyCell | UnfetchedCell, phases: Sequence[Phase], forecaster: Forecaster, free_bytes: int) -> str:
+    """The least changes with which these phases would fit: smaller batches at once, recomputed activations, or both."""
+    changes: Change = {}
+    most = 0.0
+    for phase in phases:
+        found = _least_change(known, phase, forecaster, free_bytes)
+        if found is None:
+            return "neither smaller batches at once nor gradient checkpointing would do: take another method or model"
+        change, peak = found
+        changes, most = changes | change, max(most, peak)
+    named = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+    return f"{named} would take {gibibytes(most)} and give the same result"
+
+
+def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
+    """A result that ran out of memory, with the sizes and the change that would have made the cell fit."""
+    phase, forecast, free = result.phase, ready.forecast, ready.accelerator.free_bytes
+    if result.outcome is not Outcome.OUT_OF_MEMORY or phase not in (Phase.TRAIN, Phase.EVALUATE):
+        return result
+    if forecast is None or free is None:
+        return result
+    foretold = phase_bytes(forecast, phase)
+    too_little = min(free, foretold + RESERVE_BYTES - 1)  # so much wasn't enough, whatever was free before
+    advice = advise(ready, [phase], Forecaster(Path(ready.cell.work_dir) / "forecasts"), too_little)
+    sizes = f"forecast {gibibytes(foretold)} while {phase.doing}, {gibibytes(free)} were free"
+    return replace(result, reason=f"{result.reason}; {sizes}; {advice}")
+
+
+def _least_change(
+    known: ReadyCell | UnfetchedCell, phase: Phase, forecaster: Forecaster, free_bytes: int
+) -> tuple[Change, float] | None:
+    def peak(change: Change) -> float:  # infinite where the model can't take the change
+        try:
+            forecast = forecaster.forecast(replace(known, cell=_changed(known.cell, change)))
+        except UnforeseenError:
+            return math.inf
+        return phase_bytes(forecast, phase)
+
+    changes, farthest = _training_changes(known.cell) if phase is Phase.TRAIN else _evaluation_changes(known.cell)
+    if not any(fits(peak(change), free_bytes) for change in farthest):
+        return None
+    return next((change, taken) for change in changes if fits(taken := peak(change), free_bytes))
+
+
+def _training_changes(cell: Cell) -> tuple[list[Change], list[Change]]:
+    """Changes from the least on, and those of them that save most."""
+    batch = cell.training.micro_batch_size or cell.training.batch_size
+    smaller: list[Change] = [
+        {"training.micro_batch_size": size} for size in range(batch // 2, 0, -1) if batch % size == 0
+    ]
+    recomputed: Change = {"training.gradient_checkpointing": True}
+    changes = [*smaller, recomputed, *(change | recomputed for change in smaller)]
+    return changes, [*smaller[-1:], changes[-1]]
+
+
+def _evaluation_changes(cell: Cell) -> tuple[list[Change], list[Change]]:
+    size = cell.evaluation.batch_size
+    halves: list[Change] = [{"evaluation.batch_size": size >> shift} for shift in range(1, size.bit_length())]
+    return halves, halves[-1:]
+
+
+def _changed(cell: Cell, change: Change) -> Cell:
+    for key, value in change.items():
+        section, name = key.split(".")
+        cell = replace(cell, **{section: replace(getattr(cell, section), **{name: value})})
+    return cell
