@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-import ftmatrix.sweep
+import ftmatrix.scheduling
 from ftmatrix.config import Cell
 from ftmatrix.errors import StoppedError
 from ftmatrix.isolation import CellProcess, Event, Stepped
@@ -105,7 +105,7 @@ def test_a_killed_cell_is_resumed_by_the_same_command(quick_cell: QuickCell, mon
     overrides = ("lr=3e-3", "training.epochs=12")
     (undisturbed,) = rows([quick_cell(*overrides, "study=undisturbed")])
     with monkeypatch.context() as patched:
-        patched.setattr(ftmatrix.sweep, "CellProcess", Doomed)
+        patched.setattr(ftmatrix.scheduling, "CellProcess", Doomed)
         (killed,) = rows([quick_cell(*overrides, OFTEN)])
     assert killed.outcome is Outcome.CRASHED
     assert "SIGKILL" in str(killed.reason)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import ftmatrix.sweep
+import ftmatrix.scheduling
 from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import collate
@@ -194,7 +194,7 @@ def when_it_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]
                 act(self.pid)
             return event
 
-    monkeypatch.setattr(ftmatrix.sweep, "CellProcess", Watched)
+    monkeypatch.setattr(ftmatrix.scheduling, "CellProcess", Watched)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV])

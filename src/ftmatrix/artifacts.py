@@ -34,7 +34,7 @@ def write_facts(ready: ReadyCell, folder: Path) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(ready), indent=1) + "\n")
 
 
-def write_result(ready: ReadyCell, trained: Trained, folder: Path) -> None:
+def write_files(ready: ReadyCell, trained: Trained, folder: Path) -> None:
     """Everything the finished cell leaves: result, scores by intent, predictions, confusion matrix, weights."""
     folder.mkdir(parents=True, exist_ok=True)
     result = trained.result

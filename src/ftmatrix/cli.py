@@ -7,7 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftmatrix.errors import CellFailedError, ClaimsOpenError, ConfigError, FtmatrixError, first_line, nearest
+from ftmatrix.errors import (
+    CellFailedError,
+    ClaimsOpenError,
+    ConfigError,
+    FtmatrixError,
+    UndeliveredError,
+    first_line,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,6 +82,9 @@ def run(arguments: Sequence[str]) -> int:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except CellFailedError:
+        return 1
+    except UndeliveredError as error:
+        _complain(error, str(error))
         return 1
     except ClaimsOpenError as answer:
         return 3 if answer.contradicted else 4
@@ -152,10 +163,11 @@ def _report(arguments: list[str]) -> None:
         ClaimsOpenError: with --exit-code, where a claim is contradicted or can't be answered yet.
     """
     from ftmatrix.claims import Answer
+    from ftmatrix.config import Tracking
     from ftmatrix.display import open_console
     from ftmatrix.overrides import studies
     from ftmatrix.report import as_json, print_report, summarise, write_report
-    from ftmatrix.tracking import Store, tracking_uri
+    from ftmatrix.tracking import Store
 
     flags = {word for word in arguments if word.startswith("-")}
     names = [word for word in arguments if word not in flags]
@@ -164,7 +176,7 @@ def _report(arguments: list[str]) -> None:
     if len(names) > 1:
         raise ConfigError(f"report {' '.join(names)}: takes one study at most, such as `ftmatrix report pocket`")
     study = names[0] if names else "ftmatrix"
-    store = Store(tracking_uri(None), study, create=False)
+    store = Store(Tracking().store, study, create=False)
     if not (rows := store.cells()):
         raise ConfigError(f"report {study}: no finished cell in the store yet; run a sweep with study={study} first")
     claims = studies().get(study, Path()) / "claims.yaml"
@@ -182,11 +194,11 @@ def _report(arguments: list[str]) -> None:
 
 
 def _ui(arguments: list[str]) -> None:
-    from ftmatrix.tracking import tracking_uri
+    from ftmatrix.config import Tracking
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(None), *arguments]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", Tracking().store, *arguments]
     os.execv(sys.executable, command)
 
 

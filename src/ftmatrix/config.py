@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +24,7 @@ from ftmatrix.models import Model
 from ftmatrix.settings import Evaluating, Training
 
 PACKAGE = Path(__file__).parent
+DEFAULT_STORE = "sqlite:///mlflow.db"
 
 
 def config_folder() -> Path:
@@ -44,6 +46,22 @@ class Tracking:
     """MLflow's tracking URI (None: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)."""
     sweep: str | None = None
     """Name of the sweep that this cell belongs to (None: made from the time)."""
+    patience_minutes: float = 10.0
+    """How long a sweep that is over waits for a store that is away, before it leaves its results on disk."""
+
+    @property
+    def store(self) -> str:
+        """The store to use: as configured, else MLFLOW_TRACKING_URI, else a SQLite file in the working directory."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ConfigError: the patience is negative.
+        """
+        if not 0 <= self.patience_minutes < math.inf:
+            raise ConfigError(f"tracking.patience_minutes={self.patience_minutes:g}: must be 0 or above")
 
 
 @dataclass
@@ -112,7 +130,7 @@ class Cell:
                 f"model.from_scratch=true with method={self.method.name}: an adapter on random weights learns nothing "
                 "worth comparing; take method=full"
             )
-        for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation):
+        for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation, self.tracking):
             part.check()
 
 

@@ -37,6 +37,7 @@ class Display:
     def __init__(self, console: Console, cells: Sequence[ReadyCell]) -> None:
         self.console, self.total = console, len(cells)
         self.done = 0
+        self._waiting: set[str] = set()
         self._cells: dict[str, _CellLine] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -65,6 +66,22 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(f"start  {ready.cell.title}", highlight=False, markup=False)
 
+    def waits(self, ready: ReadyCell) -> None:
+        """Another sweep runs the cell."""
+        if ready.fingerprint not in self._waiting:
+            self.tell(f"wait   {ready.cell.title}  another sweep runs it")
+        self._waiting.add(ready.fingerprint)
+
+    def taken(self, ready: ReadyCell) -> None:
+        """Another sweep has finished the cell."""
+        self._progress.advance(self._sweep, ready.steps)
+        self._count()
+        self.tell(f"[{self.done}/{self.total}]  {ready.cell.title}  taken from another sweep")
+
+    def tell(self, line: str) -> None:
+        """A line for the person who watches."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def phase(self, ready: ReadyCell, phase: str) -> None:
         """A cell entered a phase."""
         self._progress.update(self._cells[ready.fingerprint].task, state=phase)
@@ -80,15 +97,18 @@ class Display:
         """A cell has its result."""
         line = self._cells.pop(ready.fingerprint)
         self._progress.remove_task(line.task)
-        self.done += 1
         self._progress.advance(self._sweep, ready.steps - line.steps_done)
-        self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells")
+        self._count()
         took = time.monotonic() - line.started
         self.console.print(
             f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s",
             highlight=False,
             markup=False,
         )
+
+    def _count(self) -> None:
+        self.done += 1
+        self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells")
 
 
 @dataclass

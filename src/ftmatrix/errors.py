@@ -50,6 +50,10 @@ class StoppedError(FtmatrixError):
     outcome = Outcome.INTERRUPTED
 
 
+class UndeliveredError(FtmatrixError):
+    """Results are on this disk, and MLflow didn't take them."""
+
+
 class UnforeseenError(FtmatrixError):
     """Nothing can be said of a cell's memory in advance. It may well run."""
 

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ftmatrix.hardware import Device
+from ftmatrix.journal import StepLog, write_result
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Phase, Step
 
@@ -150,29 +150,21 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
-    reporter = _Reporter(connection)
     try:
         _redirect_output(ready)
+        reporter = _Reporter(connection, StepLog(ready.folder))
         result = _run(ready, reporter, stop.is_set)
     except BaseException as error:
         result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {error}")
     sys.stdout.flush()
     sys.stderr.flush()
-    reporter.flush()
     connection.send(Ended(result))
     connection.close()
 
 
 def _redirect_output(ready: ReadyCell) -> None:
-    """Send what this process prints to the cell's log, in a folder cleared of what an earlier run left.
-
-    Its progress stays, unless all is to be done again.
-    """
-    ready.folder.mkdir(parents=True, exist_ok=True)
-    for path in ready.folder.iterdir():
-        if path != ready.progress or ready.cell.force:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    log = os.open(ready.log, os.O_WRONLY | os.O_CREAT)
+    """Send what this process prints to the cell's log."""
+    log = os.open(ready.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
 
@@ -180,7 +172,7 @@ def _redirect_output(ready: ReadyCell) -> None:
 def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) -> CellResult:
     from transformers.utils.logging import disable_progress_bar
 
-    from ftmatrix.artifacts import write_facts, write_result
+    from ftmatrix.artifacts import write_facts, write_files
     from ftmatrix.runner import CellRun, failure
 
     disable_progress_bar()
@@ -188,21 +180,25 @@ def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) 
         import ftmatrix.preload_adapters  # noqa: F401
     run: CellRun | None = None
     try:
-        write_facts(ready, ready.folder)
+        write_facts(ready, ready.files)
         run = CellRun(ready, reporter, stopping)
         trained = run.run()
-        write_result(ready, trained, ready.folder)
+        reporter.flush()
+        write_files(ready, trained, ready.files)
+        write_result(ready.folder, trained.result)
     except BaseException as error:
         traceback.print_exc()
+        with contextlib.suppress(OSError):
+            reporter.flush()
         return failure(error, run)
     return trained.result
 
 
 class _Reporter:
-    """Sends phases at once and steps in batches, so that reporting costs a step nothing."""
+    """Sends phases at once and steps in batches, so that reporting costs a step nothing; writes steps down as well."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, log: StepLog) -> None:
+        self.connection, self.log = connection, log
         self.held: list[Step] = []
         self.sent_at = time.monotonic()
 
@@ -217,6 +213,7 @@ class _Reporter:
 
     def flush(self) -> None:
         if self.held:
+            self.log.add(self.held)
             self.connection.send(Stepped(tuple(self.held)))
         self.held = []
         self.sent_at = time.monotonic()

@@ -67,13 +67,19 @@ class ReadyCell:
 
     @property
     def folder(self) -> Path:
-        """Where the cell's process leaves its log and files, on their way to the store."""
-        return Path(self.cell.work_dir).absolute() / "cells" / self.fingerprint
+        """Where the cell's process leaves its record, on its way to the store: one a cell, study and store."""
+        goal = hashlib.sha256(f"{self.cell.tracking.store}\n{self.cell.study}".encode()).hexdigest()[:8]
+        return Path(self.cell.work_dir).absolute() / "cells" / f"{self.fingerprint}-{goal}"
+
+    @property
+    def files(self) -> Path:
+        """What becomes the run's artifacts."""
+        return self.folder / "files"
 
     @property
     def log(self) -> Path:
         """What the cell's process prints."""
-        return self.folder / "log.txt"
+        return self.files / "log.txt"
 
     @property
     def progress(self) -> Path:

@@ -1,27 +1,45 @@
-"""Writing runs to MLflow. Only the parent process does; metrics travel in batches."""
+"""Runs in MLflow: what they are made of, and writing them. Every call may be repeated; nothing is written twice."""
 
 import json
 import math
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftmatrix.config import Cell, flat, plain
+from ftmatrix.journal import DataFacts, RunFacts, TimedResult, TimedStep
 from ftmatrix.metrics import STEP_SERIES, result_metrics
+from ftmatrix.ownership import OWNER_TAG, own_name
 from ftmatrix.preparation import Prepared, ReadyCell, versions
-from ftmatrix.records import CellResult, Outcome, Step
+from ftmatrix.records import Outcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 WEIGHTS_TAG = "weights"
 """Set on a run that keeps its fine-tuned weights."""
+KEY_TAG = "record"
+"""By which a record finds the run that it began."""
 METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
-HELD_STEPS = 150
-"""Steps that are held back for the next batch."""
+LEFT_OUT = (
+    "tracking.uri",
+    "tracking.sweep",
+    "tracking.patience_minutes",
+    "work_dir",
+    "force",
+    "plan",
+    "data.path",
+    "model.path",
+    "device_memory",
+    "fit_check",
+    "checkpoint_minutes",
+)
+"""Settings that say where and how a cell is run, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -42,108 +60,95 @@ class SweepWriter:
         )
 
 
+@dataclass(frozen=True)
 class RunWriter:
     """Writes the run of one cell."""
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-        self._held: list[Step] = []
+    client: "MlflowClient"
+    run_id: str
 
-    def parameters(self, cell: Cell) -> None:
-        """The resolved configuration as parameters, with the axes first."""
-        from mlflow.entities import Param
+    def open(self, facts: RunFacts) -> None:
+        """Parameters and data set, known before the cell starts."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        values = flat(plain(cell))
-        for left_out in (
-            "tracking.uri",
-            "tracking.sweep",
-            "work_dir",
-            "force",
-            "plan",
-            "data.path",
-            "model.path",
-            "device_memory",
-            "fit_check",
-            "checkpoint_minutes",
-        ):
-            values.pop(left_out, None)
-        values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}
-        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in values.items()])
+        self.client.log_batch(self.run_id, params=[Param(key, value) for key, value in facts.parameters.items()])
+        if facts.data is not None:
+            data = facts.data
+            dataset = Dataset(data.name, data.digest, "code", data.source, profile=data.profile)
+            tags = [InputTag("mlflow.data.context", "training")]
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
-    def inputs(self, ready: ReadyCell) -> None:
-        """The data set, as MLflow's input of the run."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+    def steps(self, steps: Sequence[TimedStep]) -> None:
+        """Points of the curves."""
+        from mlflow.entities import Metric
 
-        splits = ("train", "validation", "test")
-        sizes = {f"num_{split}": len(getattr(ready.dataset, split)) for split in splits}
-        dataset = Dataset(
-            name=ready.cell.data.title,
-            digest=ready.dataset.digest[:12],
-            source_type="code",
-            source=ready.data_source,
-            profile=json.dumps(sizes | {"num_intents": len(ready.dataset.labels)}),
-        )
-        self.client.log_inputs(
-            self.run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        self._log(
+            Metric(f"step/{series}", _storable(getattr(timed.step, series)), timed.at_ms, timed.step.index)
+            for timed in steps
+            for series in STEP_SERIES
         )
 
-    def steps(self, steps: Sequence[Step]) -> None:
-        """Keep steps for their curves; written when a batch is full, and at the end."""
-        self._held += steps
-        if len(self._held) >= HELD_STEPS:
-            self._flush()
-
-    def finish(self, result: CellResult, files: Path | None = None) -> None:
+    def finish(self, timed: TimedResult, files: Path | None = None) -> None:
         """Write the result and the cell's files, and close the run. Only then does the cell count as complete."""
-        self._flush()
+        from mlflow.entities import Metric, RunTag
+
+        result = timed.result
         if files is not None and files.is_dir():
             self.client.log_artifacts(self.run_id, str(files))
-        self._metrics(result_metrics(result), step=result.steps)
-        self.client.set_tag(self.run_id, "outcome", result.outcome.value)
+        self._log(
+            Metric(name, _storable(value), timed.at_ms, result.steps) for name, value in result_metrics(result).items()
+        )
+        tags = {"outcome": result.outcome.value}
         if result.reason:
-            self.client.set_tag(self.run_id, "reason", result.reason)
+            tags["reason"] = result.reason
         if result.stability:
-            self.client.set_tag(self.run_id, "stability", result.stability.verdict.value)
+            tags["stability"] = result.stability.verdict.value
             if result.stability.series:
                 at = "the end" if result.stability.step is None else f"step {result.stability.step}"
-                trigger = f"{result.stability.series}={result.stability.value:g} at {at}"
-                self.client.set_tag(self.run_id, "stability.trigger", trigger)
+                tags["stability.trigger"] = f"{result.stability.series}={result.stability.value:g} at {at}"
         if result.peaks:
-            self.client.set_tag(self.run_id, "memory.counts", result.peaks[-1].counts)
+            tags["memory.counts"] = result.peaks[-1].counts
         if result.notes:
-            self.client.set_tag(self.run_id, "notes", "; ".join(result.notes))
-        completed = result.outcome is Outcome.COMPLETED
-        if completed:
+            tags["notes"] = "; ".join(result.notes)
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if result.outcome is Outcome.COMPLETED:
             self.client.set_tag(self.run_id, "complete", "true")
-        self.client.set_terminated(self.run_id, "FINISHED" if completed else "FAILED")
+        status = {Outcome.COMPLETED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}.get(result.outcome, "FAILED")
+        self.client.set_terminated(self.run_id, status, end_time=timed.at_ms)
 
-    def abandon(self, reason: str) -> None:
-        """Close the run of a cell that was stopped before it could end."""
-        self._flush()
-        self.client.set_tag(self.run_id, "outcome", Outcome.INTERRUPTED.value)
-        self.client.set_tag(self.run_id, "reason", reason)
-        self.client.set_terminated(self.run_id, "KILLED")
+    def _log(self, metrics: "Iterable[Metric]") -> None:
+        points = list(metrics)
+        for start in range(0, len(points), METRICS_A_BATCH):
+            self.client.log_batch(self.run_id, metrics=points[start : start + METRICS_A_BATCH])
 
-    def _flush(self) -> None:
-        from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"step/{series}", _storable(getattr(step, series)), now, step.index)
-            for step in self._held
-            for series in STEP_SERIES
-        ]
-        self._held = []
-        for start in range(0, len(metrics), METRICS_A_BATCH):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+def facts_of(prepared: Prepared, *, uri: str, study: str, sweep: str) -> RunFacts:
+    """What is known of a cell's run before it starts."""
+    key = uuid.uuid4().hex
+    return RunFacts(
+        key=key,
+        uri=uri,
+        study=study,
+        name=prepared.cell.title,
+        started_ms=int(time.time() * 1000),
+        tags=tags_of(prepared, sweep) | {KEY_TAG: key, OWNER_TAG: own_name()},
+        parameters=parameters_of(prepared.cell),
+        data=data_of(prepared) if isinstance(prepared, ReadyCell) else None,
+    )
 
-    def _metrics(self, values: dict[str, float], *, step: int) -> None:
-        from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self.client.log_batch(
-            self.run_id, metrics=[Metric(name, _storable(value), now, step) for name, value in values.items()]
-        )
+def parameters_of(cell: Cell) -> dict[str, str]:
+    """The resolved configuration as parameters."""
+    values = {key: value for key, value in flat(plain(cell)).items() if key not in LEFT_OUT}
+    values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}
+    return {key: str(value) for key, value in values.items()}
+
+
+def data_of(ready: ReadyCell) -> DataFacts:
+    """The data set, as MLflow's input of the run."""
+    sizes = {f"num_{split}": len(getattr(ready.dataset, split)) for split in ("train", "validation", "test")}
+    profile = json.dumps(sizes | {"num_intents": len(ready.dataset.labels)})
+    return DataFacts(ready.cell.data.title, ready.dataset.digest[:12], ready.data_source, profile)
 
 
 def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:

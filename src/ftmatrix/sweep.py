@@ -1,33 +1,26 @@
 """A sweep: plan every cell, skip what is done, run the rest side by side, end with the table."""
 
-import shutil
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
-from multiprocessing.connection import Connection, wait
-from typing import cast
+from pathlib import Path
 
 from rich.console import Console
 
-from ftmatrix.advice import with_advice
 from ftmatrix.config import Cell
+from ftmatrix.delivery import Courier
 from ftmatrix.display import Display, open_console
-from ftmatrix.errors import ConfigError
-from ftmatrix.interrupts import Interrupts
-from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
+from ftmatrix.errors import ConfigError, UndeliveredError
 from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
-from ftmatrix.recording import RunWriter
-from ftmatrix.records import Outcome
+from ftmatrix.recording import facts_of
+from ftmatrix.recovery import recover
+from ftmatrix.scheduling import Scheduler
 from ftmatrix.table import as_csv, as_text, failures, fitting_table
-from ftmatrix.tracking import Row, Store, tracking_uri
+from ftmatrix.tracking import Row, Store
 
-STOP_SECONDS = 20
-"""How long a stopped cell may take to save its progress."""
-POLL_SECONDS = 0.5
-"""How long an interrupt may wait for the next event."""
+LAST_WORDS_SECONDS = 10.0
+"""How long an interrupted sweep tries to close its runs; what it leaves open the next one closes."""
 
 
 def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row | None]:
@@ -35,6 +28,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
 
     Raises:
         ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
+        UndeliveredError: MLflow stayed away; the results wait on this disk.
         KeyboardInterrupt: after the running cells were stopped and their runs closed.
     """
     console = open_console()
@@ -43,11 +37,11 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     if first.plan:
         _show_plan(cells, n_jobs, console)
         return [None] * len(cells)
-    store = Store(tracking_uri(first.tracking.uri), first.study)
+    store = Store(first.tracking.store, first.study)
+    for found in recover(store, Path(first.work_dir).absolute()):
+        console.print(found, highlight=False, markup=False, soft_wrap=True)
     planned = plan(cells, store)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
-    ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
-    waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
     done = sum(item.done_run is not None for item in planned)
     if done:
         console.print(
@@ -56,9 +50,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     for note in data_notes(planned):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with store.sweep(name, len(planned)) as writer:
-        runs = [item.done_run or _record_failure(item.prepared, store, name) for item in planned]
-        started = _Scheduler(store, name, Display(console, waiting)).run(waiting, side_by_side(planned, n_jobs))
-        run_ids = [run or started[item.fingerprint] for run, item in zip(runs, planned, strict=True)]
+        run_ids = _run(planned, store, writer.run_id, name, n_jobs, console)
         row_of = {row.run_id: row for row in store.rows(list(dict.fromkeys(run_ids)))}
         rows = list(row_of.values())
         title = f"{first.study}, sweep {name}"
@@ -75,10 +67,40 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     return [row_of[run_id] for run_id in run_ids]
 
 
+def _run(
+    planned: Sequence[Planned], store: Store, sweep_run: str, name: str, n_jobs: int | str | None, console: Console
+) -> list[str]:
+    """Run what has to be run; the run of every cell, in order."""
+    ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
+    waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
+    failed = {id(item): _record_failure(item.prepared, store, name) for item in planned}
+    display = Display(console, waiting)
+    courier = Courier(store, sweep_run, display.tell)
+    scheduler = Scheduler(store, name, display, courier)
+    try:
+        scheduler.run(waiting, side_by_side(planned, n_jobs))
+    except BaseException:
+        courier.close(LAST_WORDS_SECONDS)
+        left = len(waiting) - display.done - scheduler.stopped
+        console.print(
+            f"stopped: {display.done} of {len(waiting)} cells are done, {scheduler.stopped} were running and go on "
+            f"from what they saved, {left} had not begun",
+            highlight=False,
+        )
+        raise
+    cell = planned[0].prepared.cell
+    if undelivered := courier.close(60 * cell.tracking.patience_minutes):
+        raise UndeliveredError(
+            f"{store.uri}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
+            f"{cell.work_dir}, the same command delivers them"
+        )
+    return [item.done_run or failed[id(item)] or scheduler.run_ids[item.fingerprint] for item in planned]
+
+
 def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console) -> None:
     """Print what a sweep would do. A store that isn't there, or doesn't answer, is neither made nor needed."""
     notes = []
-    uri, study = tracking_uri(cells[0].tracking.uri), cells[0].study
+    uri, study = cells[0].tracking.store, cells[0].study
     try:
         store = Store(uri, study, create=False)
     except ConfigError:
@@ -92,7 +114,7 @@ def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console
 
 def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
     studies = sorted({cell.study for cell in cells})
-    uris = sorted({tracking_uri(cell.tracking.uri) for cell in cells})
+    uris = sorted({cell.tracking.store for cell in cells})
     for key, values in (("study", studies), ("tracking.uri", uris)):
         if len(values) > 1:
             raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(values)}); take one")
@@ -111,75 +133,5 @@ def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | 
     """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
     if not isinstance(prepared, FailedCell):
         return None
-    writer = store.start(prepared, sweep_name)
-    writer.finish(prepared.result)
-    return writer.run_id
-
-
-class _Scheduler:
-    """Keeps up to n cells running, and passes on what they report."""
-
-    def __init__(self, store: Store, sweep_name: str, display: Display) -> None:
-        self.store, self.sweep_name, self.display = store, sweep_name, display
-        self.running: dict[Connection, tuple[CellProcess, RunWriter]] = {}
-
-    def run(self, cells: Sequence[ReadyCell], jobs: int) -> dict[str, str]:
-        """Run every cell once; run ids by fingerprint."""
-        waiting = list(cells)
-        run_ids: dict[str, str] = {}
-        with self.display.live(), Interrupts() as interrupts:
-            try:
-                while waiting or self.running:
-                    while waiting and len(self.running) < jobs:
-                        interrupts.check()
-                        ready = waiting.pop(0)
-                        run_ids[ready.fingerprint] = self._start(ready)
-                    for connection in wait(list(self.running), timeout=POLL_SECONDS):
-                        self._receive(cast(Connection, connection))
-                    interrupts.check()
-            except BaseException:
-                self._stop()
-                raise
-        return run_ids
-
-    def _start(self, ready: ReadyCell) -> str:
-        warm_up(ready.accelerator.device)
-        writer = self.store.start(ready, self.sweep_name)
-        try:
-            process = CellProcess(ready)
-        except BaseException:
-            writer.abandon("its process could not be started")
-            raise
-        self.running[process.connection] = (process, writer)
-        self.display.began(ready)
-        return writer.run_id
-
-    def _receive(self, connection: Connection) -> None:
-        process, writer = self.running[connection]
-        match process.receive():
-            case Began(phase):
-                self.display.phase(process.ready, phase)
-            case Stepped(steps):
-                writer.steps(steps)
-                self.display.stepped(process.ready, steps)
-            case Ended(ended):
-                result = with_advice(process.ready, ended)
-                writer.finish(result, process.ready.folder)
-                del self.running[connection]
-                process.close()
-                self.display.ended(process.ready, result)
-                if result.outcome is Outcome.COMPLETED:
-                    shutil.rmtree(process.ready.folder, ignore_errors=True)
-
-    def _stop(self) -> None:
-        """End every running cell, with its progress saved where it trains, and close its run."""
-        for process, _ in self.running.values():
-            process.ask_to_stop()
-        patience = time.monotonic() + STOP_SECONDS
-        for process, writer in self.running.values():
-            reason = None
-            with suppress(KeyboardInterrupt):  # asked twice: no more waiting
-                reason = process.last_words(patience)
-            process.kill()
-            writer.abandon(reason or "the sweep was stopped")
-        self.running.clear()
+    facts = facts_of(prepared, uri=store.uri, study=store.study, sweep=sweep_name)
+    return store.record(facts, prepared.result)

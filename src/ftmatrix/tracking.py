@@ -2,34 +2,31 @@
 
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ftmatrix.errors import ConfigError, first_line, nearest
-from ftmatrix.preparation import Prepared, ReadyCell
-from ftmatrix.recording import WEIGHTS_TAG, RunWriter, SweepWriter, tags_of
+from ftmatrix.journal import RunFacts, TimedResult
+from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.recording import KEY_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
 from ftmatrix.records import CellResult, Outcome, from_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 FACTS = ("device", "precision", "model.revision", "data.digest", "version.")
 """Beginnings of the tags that say on what, and with what, a cell ran."""
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
-
-
-def tracking_uri(configured: str | None) -> str:
-    """The store to use: as configured, else MLFLOW_TRACKING_URI, else a SQLite file in the working directory."""
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -94,6 +91,8 @@ class Store:
     def __init__(self, uri: str, study: str, *, create: bool = True) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # records are delivered again anyway
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module="mlflow")
@@ -127,7 +126,8 @@ class Store:
         """
         weights_wanted = {ready.fingerprint: ready.cell.save_model for ready in cells}
         found: dict[str, str] = {}
-        for run in self._search(COMPLETE):
+        of_cell = f" AND tags.fingerprint = '{next(iter(weights_wanted))}'" if len(weights_wanted) == 1 else ""
+        for run in self._search(COMPLETE + of_cell):
             fingerprint = run.data.tags["fingerprint"]
             if fingerprint in weights_wanted and (not weights_wanted[fingerprint] or WEIGHTS_TAG in run.data.tags):
                 found.setdefault(fingerprint, run.info.run_id)
@@ -157,29 +157,50 @@ class Store:
             path = self.client.download_artifacts(row.run_id, "result.json", folder)
             return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
-    def start(self, prepared: Prepared, sweep: str) -> RunWriter:
+    def begin(self, facts: RunFacts) -> str:
         """Open the run of a cell."""
-        cell = prepared.cell
-        run = self.client.create_run(self.experiment_id, run_name=cell.title, tags=tags_of(prepared, sweep))
-        writer = RunWriter(self.client, run.info.run_id)
-        try:
-            writer.parameters(cell)
-            if isinstance(prepared, ReadyCell):
-                writer.inputs(prepared)
-        except BaseException:
-            writer.abandon("it could not be started")
-            raise
-        return writer
+        made = self.client.create_run(
+            self.experiment_id, start_time=facts.started_ms, tags=facts.tags, run_name=facts.name
+        )
+        return str(made.info.run_id)
+
+    def run_of(self, facts: RunFacts) -> str | None:
+        """The run that was opened with these facts, if there is one."""
+        return next((run.info.run_id for run in self._search(f"tags.{KEY_TAG} = '{facts.key}'")), None)
+
+    def record(self, facts: RunFacts, result: CellResult) -> str:
+        """The run of a cell that never started."""
+        writer = RunWriter(self.client, self.begin(facts))
+        writer.open(facts)
+        writer.finish(TimedResult(int(time.time() * 1000), result))
+        return writer.run_id
+
+    def going(self, fingerprint: str | None = None) -> "list[Run]":
+        """Runs that nobody has closed: of one cell, or all of them and of sweeps."""
+        of_cell = f" AND tags.fingerprint = '{fingerprint}'" if fingerprint else ""
+        return list(self._search(f"attributes.status = 'RUNNING'{of_cell}"))
+
+    def seen(self, run_id: str) -> None:
+        """Say that the process behind a run is alive."""
+        self.client.set_tag(run_id, SEEN_TAG, str(int(time.time() * 1000)))
+
+    def bury(self, run: "Run") -> None:
+        """Close the run of a process that is gone."""
+        self.client.set_tag(run.info.run_id, "outcome", Outcome.INTERRUPTED.value)
+        self.client.set_tag(run.info.run_id, "reason", "the process that ran it is gone")
+        self.client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager
     def sweep(self, name: str, cells: int) -> Iterator[SweepWriter]:
         """The run of the sweep itself, closed on the way out."""
         tags = {"mlflow.source.name": "ftmatrix", "kind": "sweep", "sweep": name, "cells": str(cells)}
+        tags[OWNER_TAG] = own_name()
         run = self.client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=tags)
         try:
             yield SweepWriter(self.client, run.info.run_id)
         except BaseException:
-            self.client.set_terminated(run.info.run_id, "KILLED")
+            with suppress(Exception):  # where the store is away too, the next sweep closes it
+                self.client.set_terminated(run.info.run_id, "KILLED")
             raise
         self.client.set_terminated(run.info.run_id, "FINISHED")
 

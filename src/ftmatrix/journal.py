@@ -1,0 +1,181 @@
+"""A cell's record on this disk: all that its run in MLflow is made of, kept from any death until MLflow has it.
+
+The cell's process writes its steps and its files; whoever follows the record brings them to MLflow. The result comes
+last, and in one stroke: a record without one is a cell that never ended.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ftmatrix.records import CellResult, Step, from_json, to_json
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The data set as MLflow lists it among a run's inputs."""
+
+    name: str
+    digest: str
+    source: str
+    profile: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run as it starts. `key` is the record's own name, by which its run is found again."""
+
+    key: str
+    uri: str
+    study: str
+    name: str
+    started_ms: int
+    tags: dict[str, str]
+    parameters: dict[str, str]
+    data: DataFacts | None = None
+    run_id: str | None = None
+    """The run in MLflow, once there is one."""
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """A step and when it was done, in milliseconds since 1970: repeated, it is the same point of the curve."""
+
+    at_ms: int
+    step: Step
+
+
+@dataclass(frozen=True)
+class TimedResult:
+    """A result and when it was there, in milliseconds since 1970."""
+
+    at_ms: int
+    result: CellResult
+
+
+class Journal:
+    """One record. Its holder alone may write it: `claim` is how to become that."""
+
+    def __init__(self, folder: Path, claimed: FileLock) -> None:
+        self.folder, self._claimed = folder, claimed
+        self.facts = _read(folder / "run.json")
+        self.result = self._stored_result()
+
+    @classmethod
+    def claim(cls, folder: Path) -> "Journal | None":
+        """The record in this folder; None while another process of this machine holds it.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        (locks := folder.parent.parent / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / folder.name, blocking=False, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        return cls(folder, lock)
+
+    def release(self) -> None:
+        """Let another process hold it."""
+        self._claimed.release()
+
+    def begin(self, facts: RunFacts, *, keep: Sequence[Path] = ()) -> None:
+        """Start anew, without what an earlier run left here but `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.result = None
+        self.files.mkdir()
+        self.note(facts)
+
+    def note(self, facts: RunFacts) -> None:
+        """Keep what is known of the run."""
+        self.facts = facts
+        replace_file(self.folder / "run.json", to_json(facts))
+
+    @property
+    def files(self) -> Path:
+        """What becomes the run's artifacts."""
+        return self.folder / "files"
+
+    def steps(self, start: int = 0) -> list[TimedStep]:
+        """The steps so far, from a place on. A last line that is still being written is left for the next call."""
+        return list(_steps(self.folder / "steps.jsonl", start))
+
+    def end(self, result: CellResult) -> None:
+        """Note a result. It stays in memory where the disk takes no more."""
+        self.result = TimedResult(int(time.time() * 1000), result)
+        with suppress(OSError):
+            write_result(self.folder, result)
+
+    def look(self) -> TimedResult | None:
+        """The result, if the cell's process has left one by now."""
+        self.result = self.result or self._stored_result()
+        return self.result
+
+    def delivered(self, *, complete: bool) -> None:
+        """MLflow has it all: what remains of a cell that isn't complete is its log and its progress."""
+        if complete:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            (self.folder / "run.json").unlink(missing_ok=True)
+
+    def _stored_result(self) -> TimedResult | None:
+        try:
+            return from_json(TimedResult, (self.folder / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+class StepLog:
+    """The cell's process writes its steps here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "steps.jsonl").open("a", encoding="utf-8")
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Write steps; they outlive this process."""
+        now = int(time.time() * 1000)
+        self._file.writelines(f"{json.dumps([now, asdict(step)])}\n" for step in steps)
+        self._file.flush()
+
+
+def write_result(folder: Path, result: CellResult) -> None:
+    """The cell's process leaves its result; nothing follows."""
+    replace_file(folder / "result.json", to_json(TimedResult(int(time.time() * 1000), result)))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file in one stroke: whoever dies in the middle leaves the old one."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read(path: Path) -> RunFacts | None:
+    try:
+        return from_json(RunFacts, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _steps(path: Path, start: int) -> Iterator[TimedStep]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except OSError:
+        return
+    for line in lines[start:]:
+        at_ms, step = json.loads(line)
+        yield TimedStep(at_ms, Step(**step))
