@@ -117,7 +117,9 @@ def test_a_killed_cell_is_resumed_by_the_same_command(quick_cell: QuickCell, mon
     client = MlflowClient(tracking_uri=str(cell.tracking.uri))
     assert "resumed after " in client.get_run(again.run_id).data.tags["notes"]
     assert curve(client, again) == pytest.approx(curve(client, undisturbed), abs=1e-6)
-    assert not (Path(cell.work_dir) / "cells" / client.get_run(again.run_id).data.tags["fingerprint"]).exists()
+    fingerprint = client.get_run(again.run_id).data.tags["fingerprint"]
+    left = {path.name for path in (Path(cell.work_dir) / "cells").glob(f"{fingerprint}-*")}
+    assert left == set()
 
 
 def test_force_begins_anew(quick_cell: QuickCell) -> None:

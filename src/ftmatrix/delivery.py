@@ -11,7 +11,7 @@ from ftmatrix.journal import Journal, RunFacts
 from ftmatrix.ownership import SEEN_SECONDS, is_alive
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome
-from ftmatrix.tracking import Store
+from ftmatrix.tracking import Store, is_complete
 
 ROUND_SECONDS = 1.0
 """Between two rounds over all records; twice as long after each that failed."""
@@ -50,14 +50,18 @@ class Delivery:
             self._writer = writer
         return self._writer
 
-    def gives_way(self) -> bool:
-        """Whether another process, alive, began the same cell before: then this run is taken back."""
-        run_id = self.open().run_id
-        going = [run for run in self.store.going(self._facts.tags["fingerprint"]) if is_alive(run)]
-        first = min(going, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
-        if first is None or first.info.run_id == run_id:
+    def gives_way(self, *, to_finished: bool) -> bool:
+        """Whether another process, alive, began the same cell before, or has finished it: then this run is taken back.
+
+        To be asked once the run is there, so that of two that begin at once each sees the other.
+        """
+        own = self.open().run_id
+        runs = self.store.runs_of(self._facts.tags["fingerprint"])
+        begun = [run for run in runs if run.info.status == "RUNNING" and is_alive(run)]
+        first = min(begun, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        if (first is None or first.info.run_id == own) and not (to_finished and any(is_complete(run) for run in runs)):
             return False
-        self.store.client.delete_run(run_id)
+        self.store.client.delete_run(own)
         return True
 
     def advance(self) -> bool:
@@ -88,7 +92,7 @@ class Courier:
         """What the store said when it last failed; None while it answers."""
         self._following: list[Delivery] = []
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = self._gave_up = False
         self._seen_at = time.monotonic()
         self._thread = threading.Thread(target=self._follow, name="courier", daemon=True)
         self._thread.start()
@@ -106,11 +110,15 @@ class Courier:
         self._closing = True
         self._wake.set()
         self._thread.join(patience)
-        return list(self._following)
+        self._gave_up = True
+        undelivered = list(self._following)
+        for delivery in undelivered:
+            delivery.journal.release()
+        return undelivered
 
     def _follow(self) -> None:
         pause = ROUND_SECONDS
-        while self._following or not self._closing:
+        while (self._following or not self._closing) and not self._gave_up:
             self._wake.wait(pause)
             self._wake.clear()
             pause = ROUND_SECONDS if self._round() else min(2 * pause, LONGEST_PAUSE_SECONDS)

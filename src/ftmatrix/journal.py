@@ -140,13 +140,13 @@ class StepLog:
     """The cell's process writes its steps here."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "steps.jsonl").open("a", encoding="utf-8")
+        self.path = folder / "steps.jsonl"
 
     def add(self, steps: Sequence[Step]) -> None:
         """Write steps; they outlive this process."""
         now = int(time.time() * 1000)
-        self._file.writelines(f"{json.dumps([now, asdict(step)])}\n" for step in steps)
-        self._file.flush()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps([now, asdict(step)])}\n" for step in steps)
 
 
 def write_result(folder: Path, result: CellResult) -> None:

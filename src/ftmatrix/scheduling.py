@@ -1,10 +1,10 @@
 """Keeps cells running side by side, and follows each from its process to its run in MLflow."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import cast
+from typing import TypeVar, cast
 
 from ftmatrix.advice import with_advice
 from ftmatrix.delivery import Courier, Delivery
@@ -24,6 +24,10 @@ POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
 LOOK_SECONDS = 2.0
 """How often to look whether another sweep has let go of a cell."""
+TRIES = 3
+"""How often a store that doesn't answer is asked before a cell starts without it."""
+
+Answer = TypeVar("Answer")
 
 
 class Scheduler:
@@ -85,7 +89,7 @@ class Scheduler:
             self._refuse(ready, error)
             return True
         delivery = Delivery(self.store, journal)
-        if self._gives_way(delivery):
+        if self._gives_way(ready, delivery):
             journal.delivered(complete=False)
             journal.release()
             return False
@@ -103,19 +107,21 @@ class Scheduler:
 
     def _done_meanwhile(self, ready: ReadyCell) -> str | None:
         """The run of another sweep that finished the cell since this one began; None too where the store is away."""
-        if ready.cell.force or self.courier.trouble:
+        if ready.cell.force:
             return None
-        with suppress(Exception):
-            return self.store.finished([ready]).get(ready.fingerprint)
-        return None
+        return self._asked(lambda: self.store.finished([ready]).get(ready.fingerprint))
 
-    def _gives_way(self, delivery: Delivery) -> bool:
-        """Whether a sweep elsewhere, on the same store, has begun the cell. A store that is away knows of none."""
-        if self.courier.trouble:
-            return False
-        with suppress(Exception):
-            return delivery.gives_way()
-        return False
+    def _gives_way(self, ready: ReadyCell, delivery: Delivery) -> bool:
+        """Whether a sweep elsewhere, on the same store, has the cell. A store that is away knows of none."""
+        to_finished = not ready.cell.force and not ready.cell.save_model
+        return bool(self._asked(lambda: delivery.gives_way(to_finished=to_finished)))
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer | None:
+        """What the store answers; None where it is away. One that is merely busy is asked again."""
+        for _ in range(0 if self.courier.trouble else TRIES):
+            with suppress(Exception):
+                return ask()
+        return None
 
     def _refuse(self, ready: ReadyCell, error: OSError) -> None:
         """A row for a cell whose folder can't be written."""

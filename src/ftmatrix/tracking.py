@@ -175,10 +175,13 @@ class Store:
         writer.finish(TimedResult(int(time.time() * 1000), result))
         return writer.run_id
 
-    def going(self, fingerprint: str | None = None) -> "list[Run]":
-        """Runs that nobody has closed: of one cell, or all of them and of sweeps."""
-        of_cell = f" AND tags.fingerprint = '{fingerprint}'" if fingerprint else ""
-        return list(self._search(f"attributes.status = 'RUNNING'{of_cell}"))
+    def going(self) -> "list[Run]":
+        """Runs of cells and sweeps that nobody has closed."""
+        return list(self._search("attributes.status = 'RUNNING'"))
+
+    def runs_of(self, fingerprint: str) -> "list[Run]":
+        """Every run of a cell, the newest first."""
+        return list(self._search(f"tags.fingerprint = '{fingerprint}'"))
 
     def seen(self, run_id: str) -> None:
         """Say that the process behind a run is alive."""
@@ -214,6 +217,11 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def is_complete(run: "Run") -> bool:
+    """Whether a run's result is whole."""
+    return run.data.tags.get("complete") == "true"
 
 
 def _row(run: "Run") -> Row:

@@ -1,0 +1,407 @@
+"""Sweeps that are killed, cut off from their store, or run twice at once: no result is lost, and none is doubled."""
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import ftmatrix.delivery
+import ftmatrix.scheduling
+from ftmatrix.config import Cell
+from ftmatrix.delivery import Delivery
+from ftmatrix.errors import UndeliveredError
+from ftmatrix.isolation import Began, CellProcess, Event
+from ftmatrix.journal import Journal, RunFacts, StepLog, write_result
+from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, is_alive, own_name
+from ftmatrix.records import CellResult, Outcome, Phase, Step
+from ftmatrix.recovery import recover
+from ftmatrix.sweep import sweep
+from ftmatrix.tracking import Store
+
+QuickCell = Callable[..., Cell]
+PROGRAM = [sys.executable, "-c", "from ftmatrix.cli import main; main()"]
+LONG = "training.epochs=15"
+
+
+class Sweeps:
+    """Sweeps in processes of their own, all on one small data set."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, data
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def start(self, *overrides: str, folder: str = ".") -> subprocess.Popen[str]:
+        (self.folder / folder).mkdir(exist_ok=True)
+        words = ["data=csv", f"data.path={self.data}", "training.epochs=1", "tracking.patience_minutes=0.5", *overrides]
+        return subprocess.Popen(
+            [*PROGRAM, *words],
+            cwd=self.folder / folder,
+            env=os.environ | {"MLFLOW_TRACKING_URI": self.uri, "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *overrides: str, code: int = 0) -> str:
+        with self.start(*overrides) as process:
+            said = process.communicate(timeout=300)[0]
+        assert process.returncode == code, said
+        return said
+
+    def runs(self, query: str = "tags.kind = 'cell'") -> list[Run]:
+        store = MlflowClient(tracking_uri=self.uri)
+        (experiment,) = store.search_experiments(filter_string="name = 'ftmatrix'")
+        return list(store.search_runs([experiment.experiment_id], query))
+
+    def complete(self) -> Counter[str]:
+        """How often each rate has a complete run."""
+        return Counter(run.data.tags["lr"] for run in self.runs("tags.complete = 'true'"))
+
+
+@pytest.fixture
+def sweeps(tmp_path: Path, data_folder: Path) -> Sweeps:
+    return Sweeps(tmp_path, data_folder)
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> str:
+    """Read what a sweep says until it says these words."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"never said {words!r}:\n{said}")
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.1)
+
+
+def test_a_killed_sweep_is_gone_on_with_by_the_same_command(sweeps: Sweeps) -> None:
+    command = ("lr=1e-3,2e-3", "n_jobs=1", LONG)
+    process = sweeps.start(*command)
+    wait_for(process, "start  full pocket-1m lr=0.002")
+    until(lambda: has_steps(sweeps.folder, "lr=0.002"))
+    process.kill()
+    process.communicate()
+    assert {run.info.status for run in sweeps.runs("attributes.status = 'RUNNING'")} == {"RUNNING"}
+    said = sweeps.run(*command)
+    assert "1 cell(s) were running when an earlier sweep died; their runs are closed" in said
+    assert "1 run(s) of dead processes were still open; closed" in said  # the sweep's own
+    assert "1 of 2 cells are done already" in said
+    assert sweeps.complete() == {"0.001": 1, "0.002": 1}
+    assert not sweeps.runs("attributes.status = 'RUNNING'")
+    (closed,) = [run for run in sweeps.runs() if run.data.tags["outcome"] == "interrupted"]
+    assert closed.data.tags["reason"].startswith("its sweep died after ")
+    assert closed.data.metrics["step/loss"] > 0  # as far as it came
+
+
+def has_steps(folder: Path, named: str) -> bool:
+    """Whether a cell of this name has written steps down."""
+    for path in folder.glob(".ftmatrix/cells/*/run.json"):
+        steps = path.with_name("steps.jsonl")
+        if named in path.read_text() and steps.exists() and steps.stat().st_size:
+            return True
+    return False
+
+
+def test_interrupted_twice_a_sweep_goes_at_once(sweeps: Sweeps) -> None:
+    process = sweeps.start("lr=1e-3,2e-3", "n_jobs=2", LONG)
+    wait_for(process, "start  full pocket-1m lr=0.002")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=15)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("folders", [(".", "."), ("here", "there")], ids=["one folder", "two folders"])
+def test_two_sweeps_at_once_run_every_cell_once(folders: tuple[str, str], sweeps: Sweeps) -> None:
+    Store(sweeps.uri, "ftmatrix")
+    rates = ("1e-3,2e-3", "2e-3,3e-3")
+    both = [
+        sweeps.start(f"lr={lr}", "n_jobs=1", "training.epochs=10", folder=folder)
+        for lr, folder in zip(rates, folders, strict=True)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sweeps.complete() == {"0.001": 1, "0.002": 1, "0.003": 1}
+    assert not sweeps.runs("attributes.status = 'RUNNING'")
+    for words, known in zip(said, (("0.001", "0.002"), ("0.002", "0.003")), strict=True):
+        table = words[words.rindex("ftmatrix, sweep ") :]
+        assert all(rate in table for rate in known)
+
+
+def as_the_first_cell_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something once, when the first cell of a sweep in this process begins to train."""
+    waiting = [act]
+
+    class Watched(CellProcess):
+        def receive(self) -> Event:
+            event = super().receive()
+            if event == Began(Phase.TRAIN) and waiting:
+                waiting.pop()()
+            return event
+
+    monkeypatch.setattr(ftmatrix.scheduling, "CellProcess", Watched)
+
+
+def test_a_store_that_another_writer_locks_is_waited_for(
+    quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hold() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as writer:
+            until(lambda: exclusively(writer))
+            time.sleep(12)  # longer than SQLite waits by itself
+            writer.execute("COMMIT")
+
+    as_the_first_cell_trains(monkeypatch, Thread(target=hold).start)
+    rows = sweep([quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3")], n_jobs=1)
+    assert [row and row.completed for row in rows] == [True, True]
+
+
+def exclusively(writer: sqlite3.Connection) -> bool:
+    with contextlib.suppress(sqlite3.OperationalError):
+        writer.execute("BEGIN EXCLUSIVE")
+        return True
+    return False
+
+
+class Server:
+    """A real MLflow server on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        words = ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        words += ["--artifacts-destination", str(self.folder / "served"), "--workers", "1"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *words],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+            return True
+        return False
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_while_the_server_is_away_results_wait(
+    quick_cell: QuickCell, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cells() -> list[Cell]:
+        words = (f"tracking.uri={server.uri}", "tracking.patience_minutes=0.01", "training.epochs=5")
+        return [quick_cell(f"lr={lr}", *words) for lr in ("1e-3", "2e-3")]
+
+    with monkeypatch.context() as patched:
+        as_the_first_cell_trains(patched, server.stop)
+        with pytest.raises(UndeliveredError, match=r"2 result\(s\) wait in .*, the same command delivers them"):
+            sweep(cells(), n_jobs=1)
+    assert "[2/2]  full pocket-1m lr=0.002" in capsys.readouterr().out
+    server.start()
+    rows = sweep(cells(), n_jobs=1)
+    said = capsys.readouterr().out
+    assert "2 result(s) of an earlier sweep hadn't reached MLflow; delivered now" in said
+    assert "1 run(s) of dead processes" not in said  # this process lives, and so does its first sweep's run
+    assert "2 of 2 cells are done already" in said
+    assert "start  full" not in said
+    store = MlflowClient(tracking_uri=server.uri)
+    for row in rows:
+        assert row is not None
+        assert row.completed
+        history = store.get_metric_history(row.run_id, "step/loss")
+        assert sorted(point.step for point in history) == list(range(30))
+
+
+def test_a_server_that_comes_back_gets_all(
+    quick_cell: QuickCell, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start_later() -> None:
+        time.sleep(3)
+        server.start()
+
+    def restart() -> None:
+        server.stop()
+        Thread(target=start_later).start()
+
+    as_the_first_cell_trains(monkeypatch, restart)
+    rows = sweep([quick_cell(f"lr={lr}", f"tracking.uri={server.uri}") for lr in ("1e-3", "2e-3")], n_jobs=1)
+    assert [row and row.completed for row in rows] == [True, True]
+    assert "MLflow answers again" in capsys.readouterr().out
+
+
+def facts(store: Store, uri: str | None = None) -> RunFacts:
+    return RunFacts(
+        key="k1",
+        uri=uri or store.uri,
+        study=store.study,
+        name="a cell",
+        started_ms=1000,
+        tags={"kind": "cell", "record": "k1", OWNER_TAG: own_name(), "fingerprint": "f"},
+        parameters={"lr": "0.001"},
+    )
+
+
+def step(index: int) -> Step:
+    return Step(index, 1e-3, 1.0 / (index + 1), 1.0, 10, 5, 0.1)
+
+
+def open_journal(folder: Path) -> Journal:
+    journal = Journal.claim(folder)
+    assert journal is not None
+    return journal
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path / 'mlflow.db'}", "ftmatrix")
+
+
+def test_a_record_is_delivered_once_however_often_it_is_cut_off(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every single call to MLflow the process dies; the next one goes on. The run is the same as of one go."""
+    folder = tmp_path / "work" / "cells" / "one"
+    journal = open_journal(folder)
+    journal.begin(facts(store))
+    StepLog(folder).add([step(index) for index in range(400)])
+    (journal.files / "log.txt").write_text("said")
+    write_result(folder, CellResult(Outcome.COMPLETED, steps=400))
+    journal.release()
+
+    class DiedError(Exception):
+        pass
+
+    calls = ("create_run", "log_batch", "log_artifacts", "set_tag", "set_terminated")
+    deaths = 0
+    for dies_after in range(1, 50):
+        left = dies_after
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal left
+                done = real(*arguments, **named)
+                left -= 1
+                if not left:
+                    raise DiedError
+                return done
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in calls:
+                patched.setattr(store.client, name, counted(getattr(store.client, name)))
+            try:
+                journal = open_journal(folder)
+                assert Delivery(store, journal).advance()
+                break
+            except DiedError:
+                deaths += 1
+                journal.release()
+    assert deaths > 5
+    assert not folder.exists()
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == 1000
+    assert run.data.tags["complete"] == "true"
+    history = store.client.get_metric_history(run.info.run_id, "step/loss")
+    assert sorted(point.step for point in history) == list(range(400))
+
+
+def test_a_step_that_was_cut_off_is_left_for_later(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "cells" / "one"
+    journal = open_journal(folder)
+    journal.begin(facts(store))
+    log = StepLog(folder)
+    log.add([step(0)])
+    with (folder / "steps.jsonl").open("a") as file:
+        file.write('[12, {"index": 1, "lr"')
+    assert [timed.step.index for timed in journal.steps()] == [0]
+    assert journal.steps(1) == []
+
+
+def test_one_process_holds_a_record(tmp_path: Path) -> None:
+    folder = tmp_path / "cells" / "one"
+    journal = open_journal(folder)
+    assert Journal.claim(folder) is None
+    journal.release()
+    open_journal(folder).release()
+
+
+def test_records_of_another_store_are_left_alone(store: Store, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    other = open_journal(work / "cells" / "other")
+    other.begin(facts(store, uri="http://elsewhere"))
+    other.release()
+    assert recover(store, work) == ["1 record(s) of other studies or stores wait here; a sweep of theirs delivers them"]
+    assert (work / "cells" / "other" / "run.json").exists()
+
+
+def test_who_is_alive() -> None:
+    def run(owner: str | None, seen: float = 0) -> Any:
+        tags = {SEEN_TAG: str(int(1000 * seen))} | ({OWNER_TAG: owner} if owner else {})
+        return type("R", (), {"data": type("D", (), {"tags": tags}), "info": type("I", (), {"start_time": 0})})
+
+    host, pid, started = own_name().rsplit("/", 2)
+    assert is_alive(run(own_name()))
+    assert not is_alive(run(f"{host}/{pid}/{int(started) - 1000}"))  # another process had the number before
+    assert not is_alive(run(f"{host}/{2**22 + 1}/{started}"))
+    assert not is_alive(run(None))
+    assert is_alive(run("elsewhere/1/1", seen=time.time() - 60))
+    assert not is_alive(run("elsewhere/1/1", seen=time.time() - 3600))
+
+
+def test_what_no_store_takes_is_said_and_stays(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError("database or disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
+        with pytest.raises(UndeliveredError, match=r"takes nothing \(database or disk is full\); 1 result\(s\) wait"):
+            sweep([quick_cell("lr=1e-3", "tracking.patience_minutes=0.01")])
+    (row,) = sweep([quick_cell("lr=1e-3")])
+    assert row is not None
+    assert row.completed
+    assert "1 result(s) of an earlier sweep hadn't reached MLflow; delivered now" in capsys.readouterr().out
