@@ -270,11 +270,10 @@ def test_a_server_that_comes_back_gets_all(
     assert "MLflow answers again" in capsys.readouterr().out
 
 
-def facts(store: Store, uri: str | None = None) -> RunFacts:
+def facts(store: Store, goal: str | None = None) -> RunFacts:
     return RunFacts(
         key="k1",
-        uri=uri or store.uri,
-        study=store.study,
+        goal=goal or store.goal,
         name="a cell",
         started_ms=1000,
         tags={"kind": "cell", "record": "k1", OWNER_TAG: own_name(), "fingerprint": "f"},
@@ -371,7 +370,7 @@ def test_one_process_holds_a_record(tmp_path: Path) -> None:
 def test_records_of_another_store_are_left_alone(store: Store, tmp_path: Path) -> None:
     work = tmp_path / "work"
     other = open_journal(work / "cells" / "other")
-    other.begin(facts(store, uri="http://elsewhere"))
+    other.begin(facts(store, goal="elsewhere"))
     other.release()
     assert recover(store, work) == ["1 record(s) of other studies or stores wait here; a sweep of theirs delivers them"]
     assert (work / "cells" / "other" / "run.json").exists()
@@ -405,3 +404,37 @@ def test_what_no_store_takes_is_said_and_stays(
     assert row is not None
     assert row.completed
     assert "1 result(s) of an earlier sweep hadn't reached MLflow; delivered now" in capsys.readouterr().out
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_PlantedTokenOne",
+    "AWS_SECRET_ACCESS_KEY": "PlantedSecretTwo",
+    "MLFLOW_TRACKING_PASSWORD": "PlantedPasswordThree",
+    "MY_OWN_VARIABLE": "PlantedValueFour",
+}
+
+
+def test_secrets_reach_nothing_that_is_written(sweeps: Sweeps, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither environment variables nor the tracking URI's password; all files, both databases, all that is printed."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    sweeps.uri = server.uri.replace("http://", "http://me:PlantedWordFive@")
+    said = sweeps.run("lr=1e-3", f"tracking.uri={sweeps.uri}", "save_model=true")
+    said += sweeps.run("lr=1e-3,2", f"tracking.uri={sweeps.uri}", code=2)
+    report = subprocess.run(
+        [*PROGRAM, "report"],
+        cwd=sweeps.folder,
+        env=os.environ | {"MLFLOW_TRACKING_URI": sweeps.uri},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    planted = [*SECRETS.values(), "PlantedWordFive"]
+    written = [path for path in sweeps.folder.rglob("*") if path.is_file()]
+    assert any(path.name == "report.md" for path in written)
+    assert any(path.name == "server.db" for path in written)
+    assert any(path.name == "environment.json" for path in written)
+    contents = {str(path): path.read_bytes() for path in written}
+    contents["printed"] = (said + report.stdout + report.stderr).encode()
+    found = {(place, secret) for place, content in contents.items() for secret in planted if secret.encode() in content}
+    assert found == set()

@@ -1,6 +1,7 @@
 """The comparison table: it fits, it names failures, and it knows the best."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -54,3 +55,11 @@ def test_unknown_is_never_nought() -> None:
 def test_settings_that_differ_within_a_method_are_found() -> None:
     rows = [row("lora", 1e-3, 0.5, r="4", alpha="8"), row("lora", 1e-3, 0.5, r="8", alpha="8"), row("full", 1e-3, 0.5)]
     assert differing_settings(rows) == ["r"]
+
+
+def test_a_csv_runs_nothing_in_a_spreadsheet() -> None:
+    risky = replace(row("full", 1e-3, 0.5), model="=HYPERLINK(1)", reason="+1", method="@SUM")
+    line = as_csv([risky]).splitlines()[1]
+    assert "'=HYPERLINK(1)" in line
+    assert "'@SUM" in line
+    assert "'+1" in line

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ftmatrix.config import PACKAGE, plain
 from ftmatrix.data import INVALID
+from ftmatrix.metrics import no_formula
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import Evaluation, to_json
 from ftmatrix.runner import Trained
@@ -30,7 +31,9 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "mlfl
 def write_facts(ready: ReadyCell, folder: Path) -> None:
     """The resolved configuration and the environment, known before the cell starts."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(ready.cell), sort_keys=False))
+    settings = plain(ready.cell)
+    del settings["tracking"]  # where results go is no part of them, and may hold a password
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     (folder / "environment.json").write_text(json.dumps(environment(ready), indent=1) + "\n")
 
 
@@ -127,5 +130,4 @@ def source_commit() -> str | None:
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([[no_formula(value) for value in row] for row in (header, *rows)])

@@ -1,6 +1,7 @@
 """Where Hydra ends: a composed config becomes a typed, checked `Cell`."""
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
@@ -36,6 +38,21 @@ def config_folder() -> Path:
 def experiments_root() -> Path:
     """The folder that holds `experiments/`, packaged or in a checkout."""
     return config_folder().parent
+
+
+def without_credentials(uri: str) -> str:
+    """A URI as it may be shown and kept: without user and password.
+
+    >>> without_credentials("https://me:secret@mlflow.example/a")
+    'https://mlflow.example/a'
+    """
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
+
+
+def goal_of(uri: str, study: str) -> str:
+    """The store and study that a record belongs to, in 8 hex digits: a URI may hold a password."""
+    return hashlib.sha256(f"{uri}\n{study}".encode()).hexdigest()[:8]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ftmatrix.checkpoints import Checkpoint
@@ -15,7 +16,7 @@ from ftmatrix.evaluation import PASSAGES_AT_ONCE
 from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
-from ftmatrix.models import PACKAGED, load_tokenizer
+from ftmatrix.models import PACKAGED, load_tokenizer, vocabulary
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
@@ -75,8 +76,10 @@ class Forecaster:
 
             def find() -> list[list[tuple[int, int]]]:  # of each message, its tokens and those of its label within them
                 framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
-                splits = (dataset.train, (*dataset.validation, *dataset.test))
-                train, others = ([(len(row), len(row.label)) for row in framer.frame(split)] for split in splits)
+                framed = [framer.frame(split) for split in (dataset.train, (*dataset.validation, *dataset.test))]
+                if source is checkpoint:
+                    framer.check_within(vocabulary(checkpoint), chain(*framed), f"model={cell.model.title}")
+                train, others = ([(len(row), len(row.label)) for row in split] for split in framed)
                 return [train, sorted(others)]
 
             train, others = self._shared(find, *messages)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ftmatrix.data import Message
-from ftmatrix.errors import ConfigError, DataError
+from ftmatrix.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +88,8 @@ class Framer:
         self._label_of_text: dict[str, str] = {}
         for label in labels:
             text = framing.label_text(label).strip()
+            if not text:
+                raise DataError(f"label {label!r}: nothing of it is left as text, so that any answer is it; rename it")
             if text in self._label_of_text:
                 other = self._label_of_text[text]
                 raise DataError(
@@ -126,6 +128,19 @@ class Framer:
         starts = range(0, len(ids) - 1, PASSAGE_TOKENS)
         windows = [tuple(ids[start : start + PASSAGE_TOKENS]) for start in starts]
         return [Example((*begin, window[0]), window[1:]) for window in windows if len(window) > 1]
+
+    def check_within(self, vocabulary: int, examples: Iterable[Example], where: str) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Raises:
+            ModelError: the tokenizer is another model's.
+        """
+        highest = max(max(*example.prompt, *example.label) for example in examples)
+        if highest >= vocabulary:
+            raise ModelError(
+                f"{where}: its tokenizer uses token {highest}, but its vocabulary ends at {vocabulary - 1}; take the "
+                "tokenizer that belongs to the model"
+            )
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt's token ids of each text, cut so that every label still fits.

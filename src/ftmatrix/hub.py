@@ -7,6 +7,8 @@ from typing import Literal
 
 from ftmatrix.errors import DataError, FtmatrixError, GatedError, ModelError, NotFetchedError, first_line
 
+UNAUTHORISED = 401
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -39,6 +41,7 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -74,6 +77,15 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
         raise fail(
             f"{named}: {page} is neither in the cache nor reachable on the hub; connect this machine to the hub"
             f"{licence}, or take a local copy with {local}"
+        ) from error
+    except HfHubHTTPError as error:
+        if error.response.status_code != UNAUTHORISED:
+            raise fail(
+                f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take {local}"
+            ) from error
+        raise fail(
+            f"{named}: the hub refuses your credentials for {repository.id}; log in again (`hf auth login` or "
+            f"HF_TOKEN), or take {local}"
         ) from error
     except Exception as error:  # a boundary: the HTTP client's own errors share no base with the hub's
         raise fail(

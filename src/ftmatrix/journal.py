@@ -33,8 +33,8 @@ class RunFacts:
     """What is known of a run as it starts. `key` is the record's own name, by which its run is found again."""
 
     key: str
-    uri: str
-    study: str
+    goal: str
+    """The store and the study that it belongs to."""
     name: str
     started_ms: int
     tags: dict[str, str]

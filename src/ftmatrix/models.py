@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 
 from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
 from ftmatrix.errors import ConfigError, ModelError, NotFetchedError, first_line
+from ftmatrix.hardware import Accelerator, Device
 from ftmatrix.hub import Repository, cached_config, download
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Model:
     path: str | None = None
     """Folder of a Hugging Face model on this machine."""
     attention: str = "sdpa"
-    """Attention implementation: sdpa, or eager where the architecture needs it (logit soft-capping)."""
+    """Attention implementation: sdpa, eager where the architecture needs it (logit soft-capping), flash_attention_2."""
     from_scratch: bool = False
     """Start from random weights, seeded by the cell, in the model's architecture: what its pretraining is worth."""
 
@@ -65,6 +67,16 @@ class Model:
             raise ConfigError(f"model.hub_id={self.hub_id}: must be OWNER/NAME, as on the repository's page")
         if self.name == "local" and self.path is None:
             raise ConfigError("model=local needs model.path=DIR, a folder with config.json, tokenizer and safetensors")
+
+    def unsupported_on(self, accelerator: Accelerator) -> str | None:
+        """Why the model can't run as asked on a device; None where it can."""
+        if self.attention != "flash_attention_2":
+            return None
+        if accelerator.device is not Device.cuda:
+            return f"needs a CUDA GPU, not {accelerator.name}; take model.attention=sdpa"
+        if find_spec("flash_attn") is None:
+            return "needs the package flash-attn; install it, or take model.attention=sdpa"
+        return None
 
     def locate(self, *, fetch: bool = True) -> Checkpoint:
         """The folder to load from; a hub model is found in the hub's cache, or downloaded if `fetch` allows it.
@@ -124,6 +136,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{checkpoint.folder}: the tokenizer has no end token, so no answer could ever end")
     return tokenizer
+
+
+def vocabulary(checkpoint: Checkpoint) -> int:
+    """Tokens that the model's embeddings know, by its config.
+
+    Raises:
+        ModelError: the config can't be read.
+    """
+    from transformers import AutoConfig
+
+    with _refusals(checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+        return int(config.get_text_config().vocab_size)
 
 
 def load_model(

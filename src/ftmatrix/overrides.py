@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from ftmatrix.config import Cell, config_folder, experiments_root
 from ftmatrix.data import SCHEMAS as DATA_SCHEMAS
-from ftmatrix.errors import ConfigError, nearest
+from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.methods import SCHEMAS as METHOD_SCHEMAS
 
 GROUPS = ("method", "model", "data")
@@ -70,6 +70,8 @@ def keys() -> set[str]:
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """Hydra's refusal of a command, in one line: the value, the rule, the way out."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: Hydra can't read this ({first_line(error)}); quote it: KEY='\"VALUE\"'"
     said = " ".join(str(link) for link in _causes(error))
     if found := re.search(r"Could not (?:override|append to config|delete from config)\.? '([^']+)'", said):
         return _unknown(found[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.config import Cell, parse_bytes, plain
+from ftmatrix.config import Cell, goal_of, parse_bytes, plain
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick
@@ -68,7 +68,7 @@ class ReadyCell:
     @property
     def folder(self) -> Path:
         """Where the cell's process leaves its record, on its way to the store: one a cell, study and store."""
-        goal = hashlib.sha256(f"{self.cell.tracking.store}\n{self.cell.study}".encode()).hexdigest()[:8]
+        goal = goal_of(self.cell.tracking.store, self.cell.study)
         return Path(self.cell.work_dir).absolute() / "cells" / f"{self.fingerprint}-{goal}"
 
     @property
@@ -169,6 +169,8 @@ def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | Unfetche
         accelerator = shared(lambda: pick(cell.device), "device", cell.device)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
+    if cell.device_memory is None and (unsupported := cell.model.unsupported_on(accelerator)):
+        raise UnsupportedError(f"model.attention={cell.model.attention}: {unsupported}")
     precision, reason = accelerator.suitable(cell.training.precision)
     checkpoint, no_model = _fetched(lambda: shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model)))
     dataset, no_data = _fetched(lambda: shared(lambda: cell.data.load(fetch=fetch), "data", plain(cell.data)))

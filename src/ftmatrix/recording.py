@@ -122,13 +122,12 @@ class RunWriter:
             self.client.log_batch(self.run_id, metrics=points[start : start + METRICS_A_BATCH])
 
 
-def facts_of(prepared: Prepared, *, uri: str, study: str, sweep: str) -> RunFacts:
+def facts_of(prepared: Prepared, *, goal: str, sweep: str) -> RunFacts:
     """What is known of a cell's run before it starts."""
     key = uuid.uuid4().hex
     return RunFacts(
         key=key,
-        uri=uri,
-        study=study,
+        goal=goal,
         name=prepared.cell.title,
         started_ms=int(time.time() * 1000),
         tags=tags_of(prepared, sweep) | {KEY_TAG: key, OWNER_TAG: own_name()},

@@ -16,7 +16,7 @@ def recover(store: Store, work_dir: Path) -> list[str]:
         journal = Journal.claim(path.parent)
         if journal is None or journal.facts is None:  # another sweep's, at this moment
             continue
-        if (journal.facts.uri, journal.facts.study) != (store.uri, store.study):
+        if journal.facts.goal != store.goal:
             elsewhere += 1
             journal.release()
             continue

@@ -83,7 +83,7 @@ class Scheduler:
                 self._elsewhere[ready.fingerprint] = run_id
                 self.display.taken(ready)
                 return True
-            facts = facts_of(ready, uri=self.store.uri, study=self.store.study, sweep=self.sweep_name)
+            facts = facts_of(ready, goal=self.store.goal, sweep=self.sweep_name)
             journal.begin(facts, keep=() if ready.cell.force else (ready.progress,))
         except OSError as error:
             self._refuse(ready, error)
@@ -126,7 +126,7 @@ class Scheduler:
     def _refuse(self, ready: ReadyCell, error: OSError) -> None:
         """A row for a cell whose folder can't be written."""
         result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {first_line(error)}")
-        facts = facts_of(ready, uri=self.store.uri, study=self.store.study, sweep=self.sweep_name)
+        facts = facts_of(ready, goal=self.store.goal, sweep=self.sweep_name)
         self._elsewhere[ready.fingerprint] = self.store.record(facts, result)
         self.display.began(ready)
         self.display.ended(ready, result)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ftmatrix.config import Cell
+from ftmatrix.config import Cell, without_credentials
 from ftmatrix.delivery import Courier
 from ftmatrix.display import Display, open_console
 from ftmatrix.errors import ConfigError, UndeliveredError
@@ -60,7 +60,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-    recorded = f"Recorded in {store.uri}, experiment {store.study!r}; `make ui` shows every run."
+    recorded = f"Recorded in {store.shown}, experiment {store.study!r}; `make ui` shows every run."
     compared = f"`ftmatrix report {store.study}` compares methods, rates and seeds."
     for line in (compared, recorded):
         console.print(line, highlight=False, soft_wrap=True)
@@ -91,7 +91,7 @@ def _run(
     cell = planned[0].prepared.cell
     if undelivered := courier.close(60 * cell.tracking.patience_minutes):
         raise UndeliveredError(
-            f"{store.uri}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
+            f"{store.shown}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
             f"{cell.work_dir}, the same command delivers them"
         )
     return [item.done_run or failed[id(item)] or scheduler.run_ids[item.fingerprint] for item in planned]
@@ -105,7 +105,9 @@ def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console
         store = Store(uri, study, create=False)
     except ConfigError:
         store = None
-        notes.append(f"No finished cells to go by: {uri} has none of {study!r}, or can't be reached.")
+        notes.append(
+            f"No finished cells to go by: {without_credentials(uri)} has none of {study!r}, or can't be reached."
+        )
     planned = plan(cells, store, fetch=False)
     console.print(plan_table(planned))
     for line in (*plan_reasons(planned), *plan_totals(planned, side_by_side(planned, n_jobs)), *notes):
@@ -114,7 +116,7 @@ def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console
 
 def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
     studies = sorted({cell.study for cell in cells})
-    uris = sorted({cell.tracking.store for cell in cells})
+    uris = sorted({without_credentials(cell.tracking.store) for cell in cells})
     for key, values in (("study", studies), ("tracking.uri", uris)):
         if len(values) > 1:
             raise ConfigError(f"{key} differs between the cells of one sweep ({', '.join(values)}); take one")
@@ -133,5 +135,5 @@ def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | 
     """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
     if not isinstance(prepared, FailedCell):
         return None
-    facts = facts_of(prepared, uri=store.uri, study=store.study, sweep=sweep_name)
+    facts = facts_of(prepared, goal=store.goal, sweep=sweep_name)
     return store.record(facts, prepared.result)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftmatrix.comparison import differing_settings
+from ftmatrix.metrics import no_formula
 from ftmatrix.records import Outcome, Verdict
 from ftmatrix.tracking import Row
 
@@ -121,7 +122,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
     axes = ["data", "model", "method", "lr", "seed", "outcome", "stability", "reason"]
     records = [
-        {axis: getattr(row, axis) for axis in axes}
+        {axis: no_formula(getattr(row, axis)) for axis in axes}
         | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
         | {"run_id": row.run_id}
         for row in in_order(rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from ftmatrix.config import goal_of, without_credentials
 from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.journal import RunFacts, TimedResult
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
@@ -47,7 +48,8 @@ def _check_reachable(uri: str, *, create: bool) -> None:
             pass  # something answers, if not as MLflow's own server does: let MLflow judge
         except OSError as error:
             raise ConfigError(
-                f"tracking.uri={uri}: no MLflow server answers there ({first_line(error)}); start it, or take another"
+                f"tracking.uri={without_credentials(uri)}: no MLflow server answers there ({first_line(error)}); "
+                "start it, or take another"
             ) from error
     elif (file := _sqlite_file(uri)) and not create and not file.exists():
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
@@ -100,16 +102,17 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         self.uri, self.study = uri, study
+        self.shown, self.goal = without_credentials(uri), goal_of(uri, study)
         _check_reachable(uri, create=create)
         try:
             self.client: MlflowClient = MlflowClient(tracking_uri=uri)
             experiment = self.client.get_experiment_by_name(study)
             if experiment is None and not create:
                 known = [other.name for other in self.client.search_experiments()]
-                raise ConfigError(f"{study}: no such study in {uri}; {nearest(study, known)}")
+                raise ConfigError(f"{study}: no such study in {self.shown}; {nearest(study, known)}")
             self.experiment_id = experiment.experiment_id if experiment else self._create()
         except MlflowException as error:
-            raise ConfigError(f"tracking.uri={uri}: MLflow can't use it ({first_line(error)})") from error
+            raise ConfigError(f"tracking.uri={self.shown}: MLflow can't use it ({first_line(error)})") from error
 
     def _create(self) -> str:
         return self.client.create_experiment(self.study, artifact_location=self._artifacts())
