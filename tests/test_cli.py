@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_no_process_and_no_running_run(tmp_path: Path, data_
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, while the libraries are still being imported
         told, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopped: 0 of 2 cells are done, " in told
+    assert "stopped: 0 of 2 cells are over, " in told
     assert said == "interrupted; the same command goes on where this one stopped\n"
     store = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = store.search_experiments(filter_string="name = 'ftmatrix'")

@@ -25,7 +25,7 @@ from ftmatrix.config import Cell
 from ftmatrix.delivery import Delivery
 from ftmatrix.errors import UndeliveredError
 from ftmatrix.isolation import Began, CellProcess, Event
-from ftmatrix.journal import Journal, RunFacts, StepLog, write_result
+from ftmatrix.journal import CellLog, Journal, RunFacts
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, is_alive, own_name
 from ftmatrix.records import CellResult, Outcome, Phase, Step
 from ftmatrix.recovery import recover
@@ -303,9 +303,9 @@ def test_a_record_is_delivered_once_however_often_it_is_cut_off(
     folder = tmp_path / "work" / "cells" / "one"
     journal = open_journal(folder)
     journal.begin(facts(store))
-    StepLog(folder).add([step(index) for index in range(400)])
+    CellLog(folder).add([step(index) for index in range(400)])
     (journal.files / "log.txt").write_text("said")
-    write_result(folder, CellResult(Outcome.COMPLETED, steps=400))
+    CellLog(folder).end(CellResult(Outcome.COMPLETED, steps=400))
     journal.release()
 
     class DiedError(Exception):
@@ -351,7 +351,7 @@ def test_a_step_that_was_cut_off_is_left_for_later(store: Store, tmp_path: Path)
     folder = tmp_path / "work" / "cells" / "one"
     journal = open_journal(folder)
     journal.begin(facts(store))
-    log = StepLog(folder)
+    log = CellLog(folder)
     log.add([step(0)])
     with (folder / "steps.jsonl").open("a") as file:
         file.write('[12, {"index": 1, "lr"')

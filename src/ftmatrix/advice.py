@@ -15,6 +15,11 @@ from ftmatrix.table import gibibytes
 RESERVE_BYTES = 600 * 2**20
 """What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
 
+HOPELESS = {
+    Phase.TRAIN: "neither smaller batches at once nor gradient checkpointing would do: take another method or model",
+    Phase.EVALUATE: "no smaller evaluation.batch_size would do: try evaluation.forgetting=false, or another model",
+}
+
 Change = dict[str, int | bool]
 """Settings, by their dotted names, that decide memory and time but no result."""
 
@@ -32,13 +37,12 @@ def phase_bytes(forecast: Forecast, phase: Phase) -> int:
 def advise(known: ReadyCell | UnfetchedCell, phases: Sequence[Phase], forecaster: Forecaster, free_bytes: int) -> str:
     """The least changes with which these phases would fit: smaller batches at once, recomputed activations, or both."""
     changes: Change = {}
-    most = 0.0
     for phase in phases:
-        found = _least_change(known, phase, forecaster, free_bytes)
-        if found is None:
-            return "neither smaller batches at once nor gradient checkpointing would do: take another method or model"
-        change, peak = found
-        changes, most = changes | change, max(most, peak)
+        change = _least_change(known, phase, forecaster, free_bytes)
+        if change is None:
+            return HOPELESS[phase]
+        changes |= change
+    most = forecaster.forecast(replace(known, cell=_changed(known.cell, changes))).most_bytes
     named = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
     return f"{named} would take {gibibytes(most)} and give the same result"
 
@@ -59,7 +63,7 @@ def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
 
 def _least_change(
     known: ReadyCell | UnfetchedCell, phase: Phase, forecaster: Forecaster, free_bytes: int
-) -> tuple[Change, float] | None:
+) -> Change | None:
     def peak(change: Change) -> float:  # infinite where the model can't take the change
         try:
             forecast = forecaster.forecast(replace(known, cell=_changed(known.cell, change)))
@@ -70,7 +74,7 @@ def _least_change(
     changes, farthest = _training_changes(known.cell) if phase is Phase.TRAIN else _evaluation_changes(known.cell)
     if not any(fits(peak(change), free_bytes) for change in farthest):
         return None
-    return next((change, taken) for change in changes if fits(taken := peak(change), free_bytes))
+    return next(change for change in changes if fits(peak(change), free_bytes))
 
 
 def _training_changes(cell: Cell) -> tuple[list[Change], list[Change]]:

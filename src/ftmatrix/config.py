@@ -52,6 +52,8 @@ def without_credentials(uri: str) -> str:
 
 def goal_of(uri: str, study: str) -> str:
     """The store and study that a record belongs to, in 8 hex digits: a URI may hold a password."""
+    if uri.startswith("sqlite:///"):  # elsewhere, the same relative path is another file
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return hashlib.sha256(f"{uri}\n{study}".encode()).hexdigest()[:8]
 
 

@@ -1,5 +1,6 @@
 """Bringing records to MLflow: beside the training, and as often as it takes."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -8,16 +9,17 @@ from dataclasses import replace
 
 from ftmatrix.errors import first_line
 from ftmatrix.journal import Journal, RunFacts
-from ftmatrix.ownership import SEEN_SECONDS, is_alive
+from ftmatrix.ownership import SEEN_SECONDS
 from ftmatrix.recording import RunWriter
 from ftmatrix.records import Outcome
-from ftmatrix.tracking import Store, is_complete
+from ftmatrix.tracking import Store
 
 ROUND_SECONDS = 1.0
 """Between two rounds over all records; twice as long after each that failed."""
 LONGEST_PAUSE_SECONDS = 20.0
 STEPS_A_BATCH = 150
-"""Steps that wait for one another, so that a batch is worth its call."""
+BATCH_SECONDS = 10.0
+"""So many steps, or so long, wait for one another, so that a batch is worth its call."""
 
 
 class Delivery:
@@ -25,9 +27,11 @@ class Delivery:
 
     def __init__(self, store: Store, journal: Journal) -> None:
         self.store, self.journal = store, journal
+        self.calls = 0
+        """How often MLflow has answered."""
         self._writer: RunWriter | None = None
         self._sent = 0
-        self._seen_at = time.monotonic()
+        self._sent_at = time.monotonic()
 
     @property
     def run_id(self) -> str | None:
@@ -42,42 +46,36 @@ class Delivery:
     def open(self) -> RunWriter:
         """The run; made now if there is none yet."""
         if self._writer is None:
-            run_id = self.run_id or self.store.run_of(self._facts) or self.store.begin(self._facts)
+            run_id = self.store.run_of(self._facts) or self.store.begin(self._facts)
             with suppress(OSError):  # by its key the run is found, too
                 self.journal.note(replace(self._facts, run_id=run_id))
             writer = RunWriter(self.store.client, run_id)
             writer.open(self._facts)
             self._writer = writer
+            self.calls += 1
         return self._writer
 
-    def gives_way(self, *, to_finished: bool) -> bool:
-        """Whether another process, alive, began the same cell before, or has finished it: then this run is taken back.
-
-        To be asked once the run is there, so that of two that begin at once each sees the other.
-        """
-        own = self.open().run_id
-        runs = self.store.runs_of(self._facts.tags["fingerprint"])
-        begun = [run for run in runs if run.info.status == "RUNNING" and is_alive(run)]
-        first = min(begun, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
-        if (first is None or first.info.run_id == own) and not (to_finished and any(is_complete(run) for run in runs)):
-            return False
-        self.store.client.delete_run(own)
-        return True
+    def take_back(self) -> None:
+        """Remove the run: another process has the cell."""
+        self.store.client.delete_run(self.open().run_id)
+        self.journal.delivered(complete=False)
+        self.journal.release()
 
     def advance(self) -> bool:
         """Bring what is new. True once the result is there and the run closed."""
         writer = self.open()
         timed = self.journal.look()  # before the steps, so that none comes after it
         steps = self.journal.steps(self._sent)
-        if timed is not None or len(steps) >= STEPS_A_BATCH:
+        late = time.monotonic() - self._sent_at > BATCH_SECONDS
+        if steps and (timed is not None or late or len(steps) >= STEPS_A_BATCH):
             writer.steps(steps)
             self._sent += len(steps)
+            self._sent_at = time.monotonic()
+            self.calls += 1
         if timed is None:
-            if time.monotonic() - self._seen_at > SEEN_SECONDS:
-                self.store.seen(writer.run_id)
-                self._seen_at = time.monotonic()
             return False
         writer.finish(timed, self.journal.files)
+        self.calls += 1
         self.journal.delivered(complete=timed.result.outcome is Outcome.COMPLETED)
         self.journal.release()
         return True
@@ -90,12 +88,14 @@ class Courier:
         self.store, self.sweep_run_id, self.tell = store, sweep_run_id, tell
         self.trouble: str | None = None
         """What the store said when it last failed; None while it answers."""
+        self._trouble_since = 0.0
         self._following: list[Delivery] = []
         self._wake = threading.Event()
-        self._closing = self._gave_up = False
-        self._seen_at = time.monotonic()
+        self._closing = False
+        self._gone = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="courier", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._stay_alive, name="heartbeat", daemon=True).start()
 
     def follow(self, delivery: Delivery) -> None:
         """Bring a record to its run from now on."""
@@ -105,45 +105,59 @@ class Courier:
         """Begin the next round now: there is a result."""
         self._wake.set()
 
-    def close(self, patience: float) -> list[Delivery]:
-        """Wait until all is delivered, at most so many seconds. Returns what isn't."""
+    def failed(self, error: Exception) -> None:
+        """The store didn't answer."""
+        if self.trouble is None:
+            self._trouble_since = time.monotonic()
+            self.tell(f"MLflow takes nothing just now ({first_line(error)}); results wait on this disk")
+        self.trouble = first_line(error)
+
+    def close(self, patience: float, at_most: float = math.inf) -> list[Delivery]:
+        """Wait until all is delivered; give up once the store has failed for so many seconds. Returns what is left."""
         self._closing = True
         self._wake.set()
-        self._thread.join(patience)
-        self._gave_up = True
-        undelivered = list(self._following)
-        for delivery in undelivered:
-            delivery.journal.release()
-        return undelivered
+        until = time.monotonic() + at_most
+        try:
+            while self._thread.is_alive() and time.monotonic() < until:
+                self._thread.join(0.2)
+                if self.trouble is not None and time.monotonic() - self._trouble_since > patience:
+                    break
+        finally:
+            self._gone.set()
+            self._wake.set()
+        self._thread.join(1)
+        return list(self._following)
 
     def _follow(self) -> None:
         pause = ROUND_SECONDS
-        while (self._following or not self._closing) and not self._gave_up:
+        while (self._following or not self._closing) and not self._gone.is_set():
             self._wake.wait(pause)
             self._wake.clear()
             pause = ROUND_SECONDS if self._round() else min(2 * pause, LONGEST_PAUSE_SECONDS)
+        for delivery in self._following:
+            delivery.journal.release()
 
     def _round(self) -> bool:
         """Take every record a step further; False where the store fails."""
         for delivery in list(self._following):
+            calls = delivery.calls
             try:
                 over = delivery.advance()
             except Exception as error:  # whatever it is, the record stays, and so does the sweep
-                if self.trouble is None:
-                    self.tell(f"MLflow takes nothing just now ({first_line(error)}); results wait on this disk")
-                self.trouble = first_line(error)
+                self.failed(error)
                 self._following.append(self._following.pop(self._following.index(delivery)))  # the next one's turn
                 return False
             if over:
                 self._following.remove(delivery)
-            self._answers()
-        if time.monotonic() - self._seen_at > SEEN_SECONDS:
-            with suppress(Exception):
-                self.store.seen(self.sweep_run_id)
-                self._seen_at = time.monotonic()
+            if self.trouble is not None and delivery.calls > calls:
+                self.tell("MLflow answers again")
+                self.trouble = None
         return True
 
-    def _answers(self) -> None:
-        if self.trouble is not None:
-            self.tell("MLflow answers again")
-        self.trouble = None
+    def _stay_alive(self) -> None:
+        """Say every minute that this process is there, whatever else takes long."""
+        while not self._gone.wait(SEEN_SECONDS):
+            runs = [self.sweep_run_id, *(delivery.run_id for delivery in list(self._following))]
+            with suppress(Exception):
+                for run_id in filter(None, runs):
+                    self.store.seen(run_id)

@@ -47,9 +47,9 @@ class Forecaster:
         self._shared = Shared()
 
     def forecast(self, known: ReadyCell | UnfetchedCell) -> Forecast:
-        """Peak memory of a cell's training, from its architecture, which must be known, and its messages' lengths.
+        """Peak memory of a cell, from its architecture, which must be known, and its messages' lengths.
 
-        Of a cell that isn't fetched, the most that its training may take.
+        Of a cell that isn't fetched, the most that it may take.
 
         Raises:
             ModelError: the checkpoint's config or tokenizer can't be used.
@@ -76,17 +76,16 @@ class Forecaster:
 
             def find() -> list[list[tuple[int, int]]]:  # of each message, its tokens and those of its label within them
                 framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
-                framed = [framer.frame(split) for split in (dataset.train, (*dataset.validation, *dataset.test))]
+                framed = [framer.frame(split) for split in (dataset.train, dataset.validation, dataset.test)]
                 if source is checkpoint:
                     framer.check_within(vocabulary(checkpoint), chain(*framed), f"model={cell.model.title}")
-                train, others = ([(len(row), len(row.label)) for row in split] for split in framed)
-                return [train, sorted(others)]
+                return [[(len(row), len(row.label)) for row in split] for split in framed]
 
-            train, others = self._shared(find, *messages)
+            train, *others = self._shared(find, *messages)
             largest = partial(largest_batch, train, training, cell.seed)
             trained = self._shared(largest, *messages, plain(training), cell.seed)
-            rows = evaluation.batch_size
-            answered = largest_of(others[start : start + rows] for start in range(0, len(others), rows))
+            bounds = [bound_of(split, evaluation.batch_size) for split in others]
+            answered = max(bounds, key=lambda shape: shape.rows * shape.length)
         return Work(
             trained=_rounded(trained),
             answered=_rounded(answered),
@@ -152,6 +151,12 @@ def largest_of(batches: Iterable[Sequence[tuple[int, int]]]) -> BatchShape:
         larger = len(batch) * longest > largest.rows * largest.length
         largest = BatchShape(len(batch), longest, most) if larger else replace(largest, label_tokens=most)
     return largest
+
+
+def bound_of(lengths: Sequence[tuple[int, int]], rows: int) -> BatchShape:
+    """What no batch of so many messages exceeds, however they are put together."""
+    labels = sorted(label for _, label in lengths)[-rows:]
+    return BatchShape(len(labels), max(length for length, _ in lengths), sum(labels))
 
 
 def _rounded(shape: BatchShape) -> BatchShape:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -16,12 +17,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ftmatrix.hardware import Device
-from ftmatrix.journal import StepLog, write_result
+from ftmatrix.journal import CellLog
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Phase, Step
 
 REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""
+ROOM_SECONDS = 600
+"""How long a finished cell waits for room on a full disk."""
 
 
 LARGE_BLOCK_BYTES = 2**18
@@ -145,14 +148,14 @@ def kernel_kills() -> int:
 def _main(ready: ReadyCell, connection: Connection) -> None:
     """The child: run the cell, send what happens, leave log and files in the cell's folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    _die_with_parent()
+    _die_with_the_sweep()
     _be_the_first_to_go()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
     try:
         _redirect_output(ready)
-        reporter = _Reporter(connection, StepLog(ready.folder))
+        reporter = _Reporter(connection, CellLog(ready.folder))
         result = _run(ready, reporter, stop.is_set)
     except BaseException as error:
         result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {error}")
@@ -184,8 +187,8 @@ def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) 
         run = CellRun(ready, reporter, stopping)
         trained = run.run()
         reporter.flush()
-        write_files(ready, trained, ready.files)
-        write_result(ready.folder, trained.result)
+        _with_room(lambda: write_files(ready, trained, ready.files), stopping)
+        _with_room(lambda: reporter.log.end(trained.result), stopping)
     except BaseException as error:
         traceback.print_exc()
         with contextlib.suppress(OSError):
@@ -197,7 +200,7 @@ def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) 
 class _Reporter:
     """Sends phases at once and steps in batches, so that reporting costs a step nothing; writes steps down as well."""
 
-    def __init__(self, connection: Connection, log: StepLog) -> None:
+    def __init__(self, connection: Connection, log: CellLog) -> None:
         self.connection, self.log = connection, log
         self.held: list[Step] = []
         self.sent_at = time.monotonic()
@@ -212,11 +215,11 @@ class _Reporter:
             self.connection.send(Began(happened))
 
     def flush(self) -> None:
-        if self.held:
-            self.log.add(self.held)
-            self.connection.send(Stepped(tuple(self.held)))
-        self.held = []
+        held, self.held = self.held, []
         self.sent_at = time.monotonic()
+        if held:
+            self.log.add(held)
+            self.connection.send(Stepped(tuple(held)))
 
 
 def _steady_allocator(large_block_bytes: int) -> None:
@@ -237,8 +240,26 @@ def _be_the_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent dies (Linux, prctl(2): PR_SET_PDEATHSIG = 1)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _die_with_the_sweep() -> None:
+    """End this process when the one that started it is gone; the server that it was forked from may live on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="die with the sweep", daemon=True).start()
+
+
+def _with_room(write: Callable[[], None], stopping: Callable[[], bool]) -> None:
+    """Write files; where the disk is full, wait for room: what was computed isn't lost for that."""
+    until = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or stopping() or time.monotonic() > until:
+                raise
+            print(f"the disk is full ({error}); waiting for room", file=sys.stderr, flush=True)
+            time.sleep(1)

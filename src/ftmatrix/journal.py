@@ -46,7 +46,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A step and when it was done, in milliseconds since 1970: repeated, it is the same point of the curve."""
+    """A step and when it was written down, in milliseconds since 1970: repeated, it is the same point of the curve."""
 
     at_ms: int
     step: Step
@@ -54,19 +54,27 @@ class TimedStep:
 
 @dataclass(frozen=True)
 class TimedResult:
-    """A result and when it was there, in milliseconds since 1970."""
+    """A result, when it was there, in milliseconds since 1970, and the record that it belongs to."""
 
     at_ms: int
+    key: str
     result: CellResult
 
 
 class Journal:
-    """One record. Its holder alone may write it: `claim` is how to become that."""
+    """One record. Beside the cell's process its holder alone may write it: `claim` is how to become that."""
 
-    def __init__(self, folder: Path, claimed: FileLock) -> None:
+    def __init__(self, folder: Path, claimed: FileLock | None = None) -> None:
         self.folder, self._claimed = folder, claimed
-        self.facts = _read(folder / "run.json")
+        self.facts = read_facts(folder)
         self.result = self._stored_result()
+
+    @classmethod
+    def in_memory(cls, facts: RunFacts) -> "Journal":
+        """A record without a disk, for a cell whose folder can't be written."""
+        journal = cls(Path(os.devnull) / facts.key)
+        journal.facts = facts
+        return journal
 
     @classmethod
     def claim(cls, folder: Path) -> "Journal | None":
@@ -85,7 +93,8 @@ class Journal:
 
     def release(self) -> None:
         """Let another process hold it."""
-        self._claimed.release()
+        if self._claimed is not None:
+            self._claimed.release()
 
     def begin(self, facts: RunFacts, *, keep: Sequence[Path] = ()) -> None:
         """Start anew, without what an earlier run left here but `keep`."""
@@ -109,13 +118,15 @@ class Journal:
 
     def steps(self, start: int = 0) -> list[TimedStep]:
         """The steps so far, from a place on. A last line that is still being written is left for the next call."""
-        return list(_steps(self.folder / "steps.jsonl", start))
+        return list(_steps(self.folder / "steps.jsonl"))[start:]
 
     def end(self, result: CellResult) -> None:
         """Note a result. It stays in memory where the disk takes no more."""
-        self.result = TimedResult(int(time.time() * 1000), result)
+        assert self.facts is not None
+        timed = TimedResult(int(time.time() * 1000), self.facts.key, result)
         with suppress(OSError):
-            write_result(self.folder, result)
+            replace_file(self.folder / "result.json", to_json(timed))
+        self.result = timed
 
     def look(self) -> TimedResult | None:
         """The result, if the cell's process has left one by now."""
@@ -123,35 +134,41 @@ class Journal:
         return self.result
 
     def delivered(self, *, complete: bool) -> None:
-        """MLflow has it all: what remains of a cell that isn't complete is its log and its progress."""
+        """MLflow has it all. The folder of a cell that isn't complete stays, for its log and its progress."""
+        with suppress(OSError):
+            (self.folder / "run.json").unlink()  # first: from here on it is no record
         if complete:
             shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            (self.folder / "run.json").unlink(missing_ok=True)
 
     def _stored_result(self) -> TimedResult | None:
         try:
-            return from_json(TimedResult, (self.folder / "result.json").read_text(encoding="utf-8"))
+            timed = from_json(TimedResult, (self.folder / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        return timed if self.facts is not None and timed.key == self.facts.key else None
 
 
-class StepLog:
-    """The cell's process writes its steps here."""
+class CellLog:
+    """What the cell's process writes into its record."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "steps.jsonl"
+        facts = read_facts(folder)
+        assert facts is not None
+        self.folder, self.key = folder, facts.key
+        self._unwritten: list[str] = []
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Write steps; they outlive this process."""
+        """Write steps, which outlive this process from then on. Where the disk is full they wait for the next call."""
         now = int(time.time() * 1000)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps([now, asdict(step)])}\n" for step in steps)
+        self._unwritten += [json.dumps([now, asdict(step)]) for step in steps]
+        with suppress(OSError), (self.folder / "steps.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n".join(["", *self._unwritten, ""]))  # a line that was cut off ends here
+            file.flush()
+            self._unwritten = []
 
-
-def write_result(folder: Path, result: CellResult) -> None:
-    """The cell's process leaves its result; nothing follows."""
-    replace_file(folder / "result.json", to_json(TimedResult(int(time.time() * 1000), result)))
+    def end(self, result: CellResult) -> None:
+        """Leave the result; nothing follows."""
+        replace_file(self.folder / "result.json", to_json(TimedResult(int(time.time() * 1000), self.key, result)))
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -164,18 +181,23 @@ def replace_file(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _read(path: Path) -> RunFacts | None:
+def read_facts(folder: Path) -> RunFacts | None:
+    """What a record's folder says of its run; None where it holds no record, or none that can be read."""
     try:
-        return from_json(RunFacts, path.read_text(encoding="utf-8"))
+        return from_json(RunFacts, (folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _steps(path: Path, start: int) -> Iterator[TimedStep]:
+def _steps(path: Path) -> Iterator[TimedStep]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
         return
-    for line in lines[start:]:
-        at_ms, step = json.loads(line)
-        yield TimedStep(at_ms, Step(**step))
+    index = 0
+    for line in lines:
+        with suppress(ValueError, TypeError):  # cut off by a full disk, and written again
+            at_ms, step = json.loads(line)
+            if step["index"] == index:
+                yield TimedStep(at_ms, Step(**step))
+                index += 1

@@ -1,10 +1,11 @@
 """Peak memory and seconds of the parts of a run, true on every device."""
 
+import ctypes
 import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ftmatrix.hardware import Accelerator, Device
@@ -47,11 +48,14 @@ class MemoryMeter:
         return tuple(self.peaks)
 
     def _forget_cache(self) -> None:
-        """Give back what an earlier phase left in a GPU's cache: it is no part of this one's peak."""
-        if self.accelerator.device is not Device.cpu:
+        """Give back what an earlier phase left in a GPU's cache, or on the heap: it is no part of this one's peak."""
+        gc.collect()
+        if self.accelerator.device is Device.cpu:
+            with suppress(OSError, AttributeError):  # elsewhere than on glibc (malloc_trim(3))
+                ctypes.CDLL(None).malloc_trim(0)
+        else:
             import torch
 
-            gc.collect()
             getattr(torch, self.accelerator.kind).empty_cache()
 
     @contextmanager

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 OWNER_TAG = "owner"
-"""The process that follows a run: HOST/PID/START."""
+"""The process that follows a run: HOST:NAMESPACE/PID/START."""
 SEEN_TAG = "seen"
 """When the owner last said that it is alive, in milliseconds since 1970."""
 SEEN_SECONDS = 60
@@ -27,7 +28,7 @@ CLOCK_SECONDS = 5
 @cache
 def own_name() -> str:
     """The name of this process, which no other has had."""
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.0f}"
+    return f"{_place()}/{os.getpid()}/{psutil.Process().create_time():.0f}"
 
 
 def is_alive(run: "Run") -> bool:
@@ -35,11 +36,22 @@ def is_alive(run: "Run") -> bool:
     owner = run.data.tags.get(OWNER_TAG)
     if owner is None:
         return False
-    host, pid, started = owner.rsplit("/", 2)
-    if host != socket.gethostname():
+    place, pid, started = owner.rsplit("/", 2)
+    if place != _place():
         seen = max(run.info.start_time or 0, int(run.data.tags.get(SEEN_TAG, "0")))
         return time.time() - seen / 1000 < SILENT_SECONDS
     try:
-        return bool(abs(psutil.Process(int(pid)).create_time() - int(started)) <= CLOCK_SECONDS)
+        process = psutil.Process(int(pid))
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return not ended and bool(abs(process.create_time() - int(started)) <= CLOCK_SECONDS)
     except psutil.Error:
         return False
+
+
+@cache
+def _place() -> str:
+    """Where process ids mean something: this machine, or this container of it."""
+    try:
+        return f"{socket.gethostname()}:{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()

@@ -1,42 +1,60 @@
 """What earlier sweeps left behind: records that MLflow doesn't have yet, runs whose process is gone."""
 
+from collections import Counter
+from enum import Enum
 from pathlib import Path
 
 from ftmatrix.delivery import Delivery
+from ftmatrix.errors import first_line
 from ftmatrix.journal import Journal
 from ftmatrix.ownership import is_alive
 from ftmatrix.records import CellResult, Outcome
 from ftmatrix.tracking import Store
 
 
+class Found(Enum):
+    """What may be found, in the words that tell of it."""
+
+    LATE = "result(s) of an earlier sweep hadn't reached MLflow; delivered now"
+    STOPPED = "cell(s) were running when an earlier sweep died; their runs are closed, they go on from what they saved"
+    DEAD = "run(s) of dead processes were still open; closed"
+    ELSEWHERE = "record(s) of other studies or stores wait here; a sweep of theirs delivers them"
+    UNREADABLE = "record(s) can't be read; look at run.json in"
+
+
 def recover(store: Store, work_dir: Path) -> list[str]:
-    """Deliver and close what can be; a line for each kind of thing that was found."""
-    late = stopped = elsewhere = 0
+    """Deliver and close what can be; a line for each kind of thing that was found, and for each record that failed."""
+    found: Counter[Found] = Counter()
+    lines = []
     for path in sorted((work_dir / "cells").glob("*/run.json")):
         journal = Journal.claim(path.parent)
-        if journal is None or journal.facts is None:  # another sweep's, at this moment
+        if journal is None:  # another sweep's, at this moment
             continue
-        if journal.facts.goal != store.goal:
-            elsewhere += 1
+        try:
+            kind = _settle(journal, store)
+        except Exception as error:  # one bad record must cost neither the others nor this sweep
+            lines.append(f"{path.parent}: its record can't be delivered ({first_line(error)}); it stays there")
+            continue
+        finally:
             journal.release()
-            continue
-        if journal.look() is None:
-            done = len(journal.steps())
-            journal.end(CellResult(Outcome.INTERRUPTED, f"its sweep died after {done} steps", steps=done))
-            stopped += 1
-        else:
-            late += 1
-        Delivery(store, journal).advance()
-    dead = [run for run in store.going() if not is_alive(run)]
-    for run in dead:
-        store.bury(run)
-    found = (
-        (late, "result(s) of an earlier sweep hadn't reached MLflow; delivered now"),
-        (
-            stopped,
-            "cell(s) were running when an earlier sweep died; their runs are closed, they go on from what they saved",
-        ),
-        (len(dead), "run(s) of dead processes were still open; closed"),
-        (elsewhere, "record(s) of other studies or stores wait here; a sweep of theirs delivers them"),
-    )
-    return [f"{count} {said}" for count, said in found if count]
+        found[kind] += 1
+        if kind is Found.UNREADABLE:
+            lines.append(f"1 {kind.value} {path.parent}")
+    for run in store.going():
+        if not is_alive(run):
+            store.bury(run)
+            found[Found.DEAD] += 1
+    return [f"{count} {kind.value}" for kind, count in found.items() if kind is not Found.UNREADABLE] + lines
+
+
+def _settle(journal: Journal, store: Store) -> Found:
+    if journal.facts is None:
+        return Found.UNREADABLE
+    if journal.facts.goal != store.goal:
+        return Found.ELSEWHERE
+    late = journal.look() is not None
+    if not late:
+        done = len(journal.steps())
+        journal.end(CellResult(Outcome.INTERRUPTED, f"its sweep died after {done} steps", steps=done))
+    Delivery(store, journal).advance()
+    return Found.LATE if late else Found.STOPPED

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ftmatrix.advice import with_advice
 from ftmatrix.delivery import Courier, Delivery
@@ -13,20 +13,21 @@ from ftmatrix.errors import first_line
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.journal import Journal
+from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import facts_of
 from ftmatrix.records import CellResult, Outcome
-from ftmatrix.tracking import Store
+from ftmatrix.tracking import Store, is_complete
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 STOP_SECONDS = 20
 """How long a stopped cell may take to save its progress."""
 POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 5.0
 """How often to look whether another sweep has let go of a cell."""
-TRIES = 3
-"""How often a store that doesn't answer is asked before a cell starts without it."""
-
 Answer = TypeVar("Answer")
 
 
@@ -74,62 +75,86 @@ class Scheduler:
 
     def _start(self, ready: ReadyCell) -> bool:
         """Begin a cell, or take it as done; False while another sweep has it."""
+        facts = facts_of(ready, goal=self.store.goal, sweep=self.sweep_name)
+        journal = None
         try:
             journal = Journal.claim(ready.folder)
             if journal is None:
                 return False
-            if run_id := self._done_meanwhile(ready):
-                journal.release()
-                self._elsewhere[ready.fingerprint] = run_id
-                self.display.taken(ready)
+            if (left := journal.look()) and left.result.outcome is Outcome.COMPLETED:  # of a sweep that just died
+                self._take_up(ready, Delivery(self.store, journal))
                 return True
-            facts = facts_of(ready, goal=self.store.goal, sweep=self.sweep_name)
+            elsewhere = None if self.courier.trouble else self._asked(lambda: self._elsewhere_now(ready))
+            if elsewhere is not None:
+                journal.release()
+                return self._take_from(ready, elsewhere)
             journal.begin(facts, keep=() if ready.cell.force else (ready.progress,))
         except OSError as error:
-            self._refuse(ready, error)
+            if journal is not None:
+                journal.release()
+            delivery = Delivery(self.store, Journal.in_memory(facts))
+            self.display.began(ready)
+            self._take_up(ready, delivery)
+            reason = f"{type(error).__name__} while starting: {first_line(error)}"
+            self._ended(ready, delivery, CellResult(Outcome.CRASHED, reason))
             return True
-        delivery = Delivery(self.store, journal)
-        if self._gives_way(ready, delivery):
-            journal.delivered(complete=False)
-            journal.release()
+        return self._launch(ready, Delivery(self.store, journal))
+
+    def _launch(self, ready: ReadyCell, delivery: Delivery) -> bool:
+        if not self.courier.trouble and self._asked(lambda: self._gives_way(ready, delivery)):
             return False
-        self._begun[ready.fingerprint] = delivery
         warm_up(ready.accelerator.device)
         self.display.began(ready)
+        self._take_up(ready, delivery)
         try:
             process = CellProcess(ready)
-        except OSError as error:
+        except (OSError, EOFError) as error:
             self._ended(ready, delivery, CellResult(Outcome.CRASHED, f"its process didn't start: {first_line(error)}"))
         else:
             self.running[process.connection] = (process, delivery)
-        self.courier.follow(delivery)
         return True
 
-    def _done_meanwhile(self, ready: ReadyCell) -> str | None:
-        """The run of another sweep that finished the cell since this one began; None too where the store is away."""
-        if ready.cell.force:
-            return None
-        return self._asked(lambda: self.store.finished([ready]).get(ready.fingerprint))
+    def _take_up(self, ready: ReadyCell, delivery: Delivery) -> None:
+        self._begun[ready.fingerprint] = delivery
+        self.courier.follow(delivery)
+
+    def _take_from(self, ready: ReadyCell, run: "Run") -> bool:
+        """Take another sweep's result for this one's, if it is there."""
+        if not is_complete(run):
+            return False
+        self._elsewhere[ready.fingerprint] = run.info.run_id
+        self.display.taken(ready)
+        return True
+
+    def _elsewhere_now(self, ready: ReadyCell) -> "Run | None":
+        """The run of another sweep that has finished the cell since this one began, or is at it."""
+        finished = {} if ready.cell.force else self.store.finished([ready])
+        runs = self.store.runs_of(ready.fingerprint)
+        done = next((run for run in runs if run.info.run_id in finished.values()), None)
+        return done or next((run for run in runs if run.info.status == "RUNNING" and is_alive(run)), None)
 
     def _gives_way(self, ready: ReadyCell, delivery: Delivery) -> bool:
-        """Whether a sweep elsewhere, on the same store, has the cell. A store that is away knows of none."""
-        to_finished = not ready.cell.force and not ready.cell.save_model
-        return bool(self._asked(lambda: delivery.gives_way(to_finished=to_finished)))
+        """Whether another sweep began the cell before: then this one's run is taken back.
+
+        Asked once the run is there, so that of two that begin at once each sees the other.
+        """
+        own = delivery.open().run_id
+        runs = self.store.runs_of(ready.fingerprint)
+        begun = [run for run in runs if run.info.status == "RUNNING" and is_alive(run)]
+        first = min(begun, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        finished = not ready.cell.force and not ready.cell.save_model and any(is_complete(run) for run in runs)
+        if (first is None or first.info.run_id == own) and not finished:
+            return False
+        delivery.take_back()
+        return True
 
     def _asked(self, ask: Callable[[], Answer]) -> Answer | None:
-        """What the store answers; None where it is away. One that is merely busy is asked again."""
-        for _ in range(0 if self.courier.trouble else TRIES):
-            with suppress(Exception):
-                return ask()
-        return None
-
-    def _refuse(self, ready: ReadyCell, error: OSError) -> None:
-        """A row for a cell whose folder can't be written."""
-        result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {first_line(error)}")
-        facts = facts_of(ready, goal=self.store.goal, sweep=self.sweep_name)
-        self._elsewhere[ready.fingerprint] = self.store.record(facts, result)
-        self.display.began(ready)
-        self.display.ended(ready, result)
+        """What the store answers; None where it is away, and the cell starts without it."""
+        try:
+            return ask()
+        except Exception as error:
+            self.courier.failed(error)
+            return None
 
     def _receive(self, connection: Connection) -> None:
         process, delivery = self.running[connection]
@@ -141,7 +166,9 @@ class Scheduler:
             case Ended(result):
                 del self.running[connection]
                 process.close()
-                self._ended(process.ready, delivery, with_advice(process.ready, result))
+                with suppress(Exception):  # advice is worth no result
+                    result = with_advice(process.ready, result)
+                self._ended(process.ready, delivery, result)
 
     def _ended(self, ready: ReadyCell, delivery: Delivery, result: CellResult) -> None:
         """Note how a cell ended, unless its process came to do so."""
@@ -156,12 +183,17 @@ class Scheduler:
         for process, _ in self.running.values():
             process.ask_to_stop()
         patience = time.monotonic() + STOP_SECONDS
-        for process, delivery in self.running.values():
-            reason = None
-            with suppress(KeyboardInterrupt):  # asked twice: no more waiting
-                reason = process.last_words(patience)
-            process.kill()
-            if delivery.journal.look() is None:
-                delivery.journal.end(CellResult(Outcome.INTERRUPTED, reason or "the sweep was stopped"))
-                self.stopped += 1
-        self.running.clear()
+        try:
+            for process, delivery in self.running.values():
+                reason = None
+                try:
+                    reason = process.last_words(patience)
+                except KeyboardInterrupt:  # asked twice: no more waiting
+                    patience = 0.0
+                if delivery.journal.look() is None:
+                    delivery.journal.end(CellResult(Outcome.INTERRUPTED, reason or "the sweep was stopped"))
+                    self.stopped += 1
+        finally:
+            for process, _ in self.running.values():
+                process.kill()
+            self.running.clear()

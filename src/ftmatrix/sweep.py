@@ -80,16 +80,18 @@ def _run(
     try:
         scheduler.run(waiting, side_by_side(planned, n_jobs))
     except BaseException:
-        courier.close(LAST_WORDS_SECONDS)
         left = len(waiting) - display.done - scheduler.stopped
-        console.print(
-            f"stopped: {display.done} of {len(waiting)} cells are done, {scheduler.stopped} were running and go on "
-            f"from what they saved, {left} had not begun",
-            highlight=False,
+        display.tell(
+            f"stopped: {display.done} of {len(waiting)} cells are over, {scheduler.stopped} were running and go on "
+            f"from what they saved, {left} had not begun"
         )
+        courier.close(0, at_most=LAST_WORDS_SECONDS)
         raise
     cell = planned[0].prepared.cell
-    if undelivered := courier.close(60 * cell.tracking.patience_minutes):
+    minutes = cell.tracking.patience_minutes
+    if courier.trouble:
+        display.tell(f"all cells are over; waiting up to {minutes:g} min for MLflow (Ctrl-C leaves the results here)")
+    if undelivered := courier.close(60 * minutes):
         raise UndeliveredError(
             f"{store.shown}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
             f"{cell.work_dir}, the same command delivers them"

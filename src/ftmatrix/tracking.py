@@ -43,7 +43,7 @@ def _check_reachable(uri: str, *, create: bool) -> None:
     """
     if uri.startswith(("http://", "https://")):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+            urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=10).close()
         except urllib.error.HTTPError:
             pass  # something answers, if not as MLflow's own server does: let MLflow judge
         except OSError as error:
@@ -93,6 +93,7 @@ class Store:
     def __init__(self, uri: str, study: str, *, create: bool = True) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print the URI's password too
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # records are delivered again anyway
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
@@ -168,19 +169,23 @@ class Store:
         return str(made.info.run_id)
 
     def run_of(self, facts: RunFacts) -> str | None:
-        """The run that was opened with these facts, if there is one."""
-        return next((run.info.run_id for run in self._search(f"tags.{KEY_TAG} = '{facts.key}'")), None)
+        """The run that was opened with these facts, if there is one and nobody has deleted it."""
+        run = next(self._search(f"tags.{KEY_TAG} = '{facts.key}'"), None)
+        if run is not None and "reason" in run.data.tags:  # somebody took its process for dead
+            self.client.delete_tag(run.info.run_id, "reason")
+        return run.info.run_id if run is not None else None
 
     def record(self, facts: RunFacts, result: CellResult) -> str:
         """The run of a cell that never started."""
         writer = RunWriter(self.client, self.begin(facts))
         writer.open(facts)
-        writer.finish(TimedResult(int(time.time() * 1000), result))
+        writer.finish(TimedResult(int(time.time() * 1000), facts.key, result))
         return writer.run_id
 
     def going(self) -> "list[Run]":
         """Runs of cells and sweeps that nobody has closed."""
-        return list(self._search("attributes.status = 'RUNNING'"))
+        running = "attributes.status = 'RUNNING' AND tags.kind = "
+        return [run for kind in ("cell", "sweep") for run in self._search(f"{running}'{kind}'")]
 
     def runs_of(self, fingerprint: str) -> "list[Run]":
         """Every run of a cell, the newest first."""
@@ -192,6 +197,9 @@ class Store:
 
     def bury(self, run: "Run") -> None:
         """Close the run of a process that is gone."""
+        if is_complete(run):  # it died between the last two words
+            self.client.set_terminated(run.info.run_id, "FINISHED")
+            return
         self.client.set_tag(run.info.run_id, "outcome", Outcome.INTERRUPTED.value)
         self.client.set_tag(run.info.run_id, "reason", "the process that ran it is gone")
         self.client.set_terminated(run.info.run_id, "KILLED")

@@ -101,15 +101,20 @@ def _drawn_out(model: Any, peaks_at_depth: Callable[[], list[int]]) -> int:
     layers: int = config.num_hidden_layers
     if not _layers_are_alike(model, layers):
         return max(peaks_at_depth())
-    peaks: list[list[int]] = []
+    few, more = FEW_LAYERS
     try:
-        for config.num_hidden_layers in FEW_LAYERS:
-            peaks.append(peaks_at_depth())
+        config.num_hidden_layers = few
+        low = peaks_at_depth()
+        config.num_hidden_layers = more
+        high = peaks_at_depth()
+    except Exception:  # a model that needs the number elsewhere
+        config.num_hidden_layers = layers
+        return max(peaks_at_depth())
     finally:
         config.num_hidden_layers = layers
-    few, more = FEW_LAYERS
-    drawn: list[int] = [low + (high - low) * (layers - few) // (more - few) for low, high in zip(*peaks, strict=True)]
-    return max(drawn)
+    return max(
+        at_few + (at_more - at_few) * (layers - few) // (more - few) for at_few, at_more in zip(low, high, strict=True)
+    )
 
 
 def _layers_are_alike(model: Any, layers: int) -> bool:

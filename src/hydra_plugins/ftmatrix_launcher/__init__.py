@@ -55,6 +55,8 @@ class CellLauncher(Launcher):
         from ftmatrix.composition import Composer
         from ftmatrix.records import Outcome
 
+        # every run keeps its own configuration; Hydra's copy of the command may hold the tracking URI's password
+        (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
         composer = Composer(self.hydra_context.config_loader, self.config)
         cells = [composer.cell(overrides) for overrides in job_overrides]
         from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
