@@ -1,6 +1,7 @@
 """Sweeps that are killed, cut off from their store, or run twice at once: no result is lost, and none is doubled."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,10 +12,12 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -345,6 +348,107 @@ def test_a_record_is_delivered_once_however_often_it_is_cut_off(
     assert run.data.tags["complete"] == "true"
     history = store.client.get_metric_history(run.info.run_id, "step/loss")
     assert sorted(point.step for point in history) == list(range(400))
+
+
+def test_a_full_disk_costs_no_step(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "work" / "cells" / "one"
+    journal = open_journal(folder)
+    journal.begin(facts(store))
+    log = CellLog(folder)
+    log.add([step(0)])
+    real = Path.open
+
+    def full(path: Path, *arguments: Any, **named: Any) -> Any:
+        file = real(path, *arguments, **named)
+        file.write('[12, {"index": 1, "lr"')  # as far as there was room
+        file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        log.add([step(1)])
+    log.add([step(2)])
+    assert [timed.step.index for timed in journal.steps()] == [0, 1, 2]
+
+
+def test_a_bad_record_costs_neither_the_others_nor_the_sweep(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    for name in ("a", "b", "c"):
+        journal = open_journal(work / "cells" / name)
+        journal.begin(replace(facts(store), key=name, tags={"record": name, "kind": "cell"}))
+        CellLog(journal.folder).end(CellResult(Outcome.COMPLETED))
+        journal.release()
+    (work / "cells" / "b" / "run.json").write_text("{")
+    real = store.begin
+
+    def refuses(begun: RunFacts) -> str:
+        if begun.key == "a":
+            raise OSError("no such artifact store")
+        return real(begun)
+
+    monkeypatch.setattr(store, "begin", refuses)
+    lines = recover(store, work)
+    assert lines[0] == "1 result(s) of an earlier sweep hadn't reached MLflow; delivered now"
+    assert any("cells/a: its record can't be delivered (no such artifact store)" in line for line in lines)
+    assert any("1 record(s) can't be read; look at run.json in" in line and line.endswith("cells/b") for line in lines)
+    assert not (work / "cells" / "c").exists()
+
+
+def test_a_run_that_died_between_its_last_two_words_is_complete(store: Store) -> None:
+    run = store.client.create_run(store.experiment_id, tags={"kind": "cell", "complete": "true", OWNER_TAG: "x/1/1"})
+    store.bury(store.client.get_run(run.info.run_id))
+    closed = store.client.get_run(run.info.run_id)
+    assert closed.info.status == "FINISHED"
+    assert "outcome" not in closed.data.tags
+
+
+def test_a_run_that_was_deleted_is_made_again(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "cells" / "one"
+    journal = open_journal(folder)
+    journal.begin(facts(store))
+    first = Delivery(store, journal).open().run_id
+    store.client.delete_run(first)
+    journal.end(CellResult(Outcome.CRASHED, "no"))
+    delivery = Delivery(store, journal)
+    assert delivery.advance()
+    assert delivery.run_id != first
+
+
+def test_a_result_that_waits_is_taken_and_not_trained_again(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
+        with pytest.raises(UndeliveredError):
+            sweep([quick_cell("lr=1e-3", "tracking.patience_minutes=0")])
+    capsys.readouterr()
+    monkeypatch.setattr("ftmatrix.sweep.recover", lambda *_: [])  # as if it had come after this sweep's start
+    (row,) = sweep([quick_cell("lr=1e-3")])
+    assert row is not None
+    assert row.completed
+    said = capsys.readouterr().out
+    assert "[1/1]  full pocket-1m lr=0.001 seed=0  taken from another sweep" in said
+    assert "start  " not in said
+
+
+def test_a_cell_dies_with_its_sweep_whatever_it_does(sweeps: Sweeps) -> None:
+    process = sweeps.start("lr=1e-3", "n_jobs=1", LONG)
+    wait_for(process, "start  full pocket-1m lr=0.001")
+    until(lambda: has_steps(sweeps.folder, "lr=0.001"))
+    child = max(psutil.Process(process.pid).children(recursive=True), key=lambda found: found.create_time())
+    child.suspend()  # it says nothing, and so can't learn from a broken pipe
+    process.kill()
+    process.wait()
+    child.resume()
+    alive = psutil.wait_procs([child], timeout=10)[1]
+    assert process.stdout is not None
+    process.stdout.close()
+    assert alive == []
 
 
 def test_a_step_that_was_cut_off_is_left_for_later(store: Store, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class Scheduler:
                 return False
             if (left := journal.look()) and left.result.outcome is Outcome.COMPLETED:  # of a sweep that just died
                 self._take_up(ready, Delivery(self.store, journal))
+                self.display.taken(ready)
                 return True
             elsewhere = None if self.courier.trouble else self._asked(lambda: self._elsewhere_now(ready))
             if elsewhere is not None:
