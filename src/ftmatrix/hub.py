@@ -41,7 +41,6 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -78,19 +77,12 @@ def download(repository: Repository, named: str, patterns: Sequence[str], *, fet
             f"{named}: {page} is neither in the cache nor reachable on the hub; connect this machine to the hub"
             f"{licence}, or take a local copy with {local}"
         ) from error
-    except HfHubHTTPError as error:
-        if error.response.status_code != UNAUTHORISED:
-            raise fail(
-                f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take {local}"
-            ) from error
-        raise fail(
-            f"{named}: the hub refuses your credentials for {repository.id}; log in again (`hf auth login` or "
-            f"HF_TOKEN), or take {local}"
-        ) from error
     except Exception as error:  # a boundary: the HTTP client's own errors share no base with the hub's
-        raise fail(
-            f"{named}: {page} could not be fetched ({first_line(error)}); try again, or take a local copy with {local}"
-        ) from error
+        if getattr(getattr(error, "response", None), "status_code", None) == UNAUTHORISED:
+            why = f"the hub refuses your credentials for {repository.id}; log in again (`hf auth login` or HF_TOKEN)"
+        else:
+            why = f"{page} could not be fetched ({first_line(error)}); try again"
+        raise fail(f"{named}: {why}, or take a local copy with {local}") from error
     return Snapshot(Path(folder), Path(folder).name)
 
 
