@@ -11,7 +11,7 @@ PACKAGE = Path(ftmatrix.__file__).parent
 
 LAYERS = (
     ("records",),
-    ("errors", "host"),
+    ("errors", "host", "files"),
     ("hardware", "hub", "checkpoints", "metrics", "statistics"),
     ("settings", "meters"),
     ("methods", "models", "data"),

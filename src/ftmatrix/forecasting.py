@@ -13,6 +13,7 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
 from ftmatrix.evaluation import PASSAGES_AT_ONCE
+from ftmatrix.files import replacing
 from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
@@ -125,9 +126,8 @@ class Forecaster:
     def _keep(self, key: str, forecast: Forecast) -> Forecast:
         with suppress(OSError):  # to be found out again is no reason to stop
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{key}.part"
-            part.write_text(to_json(forecast))
-            part.replace(self.folder / f"{key}.json")
+            with replacing(self.folder / f"{key}.json") as file:
+                file.write(to_json(forecast).encode())
         return forecast
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ftmatrix.files import replacing
 from ftmatrix.records import CellResult, Step, from_json, to_json
 
 
@@ -109,7 +110,7 @@ class Journal:
     def note(self, facts: RunFacts) -> None:
         """Keep what is known of the run."""
         self.facts = facts
-        replace_file(self.folder / "run.json", to_json(facts))
+        _write(self.folder / "run.json", facts)
 
     @property
     def files(self) -> Path:
@@ -125,7 +126,7 @@ class Journal:
         assert self.facts is not None
         timed = TimedResult(int(time.time() * 1000), self.facts.key, result)
         with suppress(OSError):
-            replace_file(self.folder / "result.json", to_json(timed))
+            _write(self.folder / "result.json", timed)
         self.result = timed
 
     def look(self) -> TimedResult | None:
@@ -168,17 +169,12 @@ class CellLog:
 
     def end(self, result: CellResult) -> None:
         """Leave the result; nothing follows."""
-        replace_file(self.folder / "result.json", to_json(TimedResult(int(time.time() * 1000), self.key, result)))
+        _write(self.folder / "result.json", TimedResult(int(time.time() * 1000), self.key, result))
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one stroke: whoever dies in the middle leaves the old one."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _write(path: Path, record: object) -> None:
+    with replacing(path) as file:
+        file.write(to_json(record).encode())
 
 
 def read_facts(folder: Path) -> RunFacts | None:

@@ -1,6 +1,5 @@
 """A running cell's progress on disk, from which the same cell goes on as if nothing had happened."""
 
-import os
 import pickle
 import time
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ftmatrix.files import replacing
 from ftmatrix.records import MemoryParts, PhasePeak, Step, from_json, to_json
 
 
@@ -54,10 +54,6 @@ class ProgressFile:
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Replace what was saved, in one stroke: a death in the middle leaves the old file."""
-        part = self.path.with_suffix(".part")
-        with part.open("wb") as file:
+        with replacing(self.path) as file:
             torch.save({"progress": to_json(progress), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
         self._saved_at = time.monotonic()

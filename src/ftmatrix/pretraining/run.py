@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
+from ftmatrix.files import replacing
 from ftmatrix.pretraining.corpus import PackedWindows, Tokens
 from ftmatrix.pretraining.sizes import SIZES
 
@@ -117,9 +118,8 @@ class Pretraining:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint, by the same plan or by a longer one while the rate has not begun to fall.
