@@ -17,7 +17,7 @@ from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import facts_of
 from ftmatrix.records import CellResult, Outcome
-from ftmatrix.tracking import Store, is_complete
+from ftmatrix.tracking import Store, is_complete, serves
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -129,10 +129,9 @@ class Scheduler:
 
     def _elsewhere_now(self, ready: ReadyCell) -> "Run | None":
         """The run of another sweep that has finished the cell since this one began, or is at it."""
-        finished = {} if ready.cell.force else self.store.finished([ready])
         runs = self.store.runs_of(ready.fingerprint)
-        done = next((run for run in runs if run.info.run_id in finished.values()), None)
-        return done or next((run for run in runs if run.info.status == "RUNNING" and is_alive(run)), None)
+        done = [] if ready.cell.force else [run for run in runs if serves(run, ready)]
+        return next(iter([*done, *_going(runs)]), None)
 
     def _gives_way(self, ready: ReadyCell, delivery: Delivery) -> bool:
         """Whether another sweep began the cell before: then this one's run is taken back.
@@ -141,9 +140,8 @@ class Scheduler:
         """
         own = delivery.open().run_id
         runs = self.store.runs_of(ready.fingerprint)
-        begun = [run for run in runs if run.info.status == "RUNNING" and is_alive(run)]
-        first = min(begun, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
-        finished = not ready.cell.force and not ready.cell.save_model and any(is_complete(run) for run in runs)
+        first = min(_going(runs), key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        finished = not ready.cell.force and any(serves(run, ready) for run in runs)
         if (first is None or first.info.run_id == own) and not finished:
             return False
         delivery.take_back()
@@ -198,3 +196,8 @@ class Scheduler:
             for process, _ in self.running.values():
                 process.kill()
             self.running.clear()
+
+
+def _going(runs: "Sequence[Run]") -> "list[Run]":
+    """Those that a process, alive, is at."""
+    return [run for run in runs if run.info.status == "RUNNING" and is_alive(run)]

@@ -128,12 +128,11 @@ class Store:
 
         A cell that asks for its weights is complete only with them.
         """
-        weights_wanted = {ready.fingerprint: ready.cell.save_model for ready in cells}
+        wanted = {ready.fingerprint: ready for ready in cells}
         found: dict[str, str] = {}
-        of_cell = f" AND tags.fingerprint = '{next(iter(weights_wanted))}'" if len(weights_wanted) == 1 else ""
-        for run in self._search(COMPLETE + of_cell):
+        for run in self._search(COMPLETE):
             fingerprint = run.data.tags["fingerprint"]
-            if fingerprint in weights_wanted and (not weights_wanted[fingerprint] or WEIGHTS_TAG in run.data.tags):
+            if fingerprint in wanted and serves(run, wanted[fingerprint]):
                 found.setdefault(fingerprint, run.info.run_id)
         return found
 
@@ -233,6 +232,11 @@ class Store:
 def is_complete(run: "Run") -> bool:
     """Whether a run's result is whole."""
     return run.data.tags.get("complete") == "true"
+
+
+def serves(run: "Run", ready: ReadyCell) -> bool:
+    """Whether a run of a cell has all that the cell asks for: a whole result, and weights where they are to be kept."""
+    return is_complete(run) and (not ready.cell.save_model or WEIGHTS_TAG in run.data.tags)
 
 
 def _row(run: "Run") -> Row:
