@@ -5,7 +5,7 @@ from importlib import import_module
 
 from ftmatrix.errors import nearest
 
-NAMES = ("overhead", "statistics", "memory")
+NAMES = ("overhead", "statistics", "memory", "kills")
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or NAMES

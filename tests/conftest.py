@@ -1,6 +1,7 @@
 """Shared parts: real models of a few thousand weights, real messages, cells that finish in a second."""
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ftmatrix.models import PACKAGED
 from ftmatrix.overrides import expand
 
 torch.set_num_threads(1)  # as cells of such small models have
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and processes that tests start: test files run side by side
+os.environ.pop("COLUMNS", None)  # what runs them side by side sets it
 
 POCKET = PACKAGED / "pocket-1m"
 
