@@ -3,7 +3,11 @@
 import io
 import json
 import math
+import re
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -14,7 +18,8 @@ from ftmatrix.answers import compare_answers
 from ftmatrix.comparison import Point
 from ftmatrix.evaluation import score
 from ftmatrix.records import CellResult, Outcome, Prediction
-from ftmatrix.report import as_json, print_report, summarise, write_report
+from ftmatrix.report import as_json, print_report, read_details, summarise, write_report
+from ftmatrix.report.details import Confusion
 from ftmatrix.report.summary import Summary
 from ftmatrix.tracking import Row
 
@@ -75,13 +80,113 @@ def test_nothing_is_cut_off_however_narrow_the_terminal(summary: Summary, width:
     assert all(len(line) <= width for line in said.splitlines())
 
 
+def curve(row: Row, series: str) -> list[tuple[int, float]]:
+    """Loss and gradient norm of a run that meets a number that isn't finite in step 30."""
+    values = 3 * numpy.exp(-numpy.arange(40) / 10) + 0.1
+    return [(step, math.inf if step == 30 else float(value)) for step, value in enumerate(values)]
+
+
+def written(summary: Summary, folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in write_report(summary, read_details(summary, results, curve), folder)}
+
+
 def test_what_failed_is_a_row_with_its_reason(summary: Summary, tmp_path: Path) -> None:
-    files = write_report(summary, tmp_path / "report")
-    assert [path.name for path in files] == ["report.md", "report.json", "cells.csv", "rates.png"]
-    markdown = files[0].read_text()
+    files = written(summary, tmp_path / "report")
+    assert list(files)[:4] == ["report.html", "report.md", "report.json", "cells.csv"]
+    markdown = files["report.md"].read_text()
     assert "0 (1 failed)" in markdown
     assert "memory \\| ran \\*out\\* \\<b\\>here\\</b\\>" in markdown
-    assert files[3].stat().st_size > 10_000
+    assert "memory | ran *out* &lt;b&gt;here&lt;/b&gt;" in files["report.html"].read_text()
+
+
+PLOTS = ("rates", "training", "memory", "trade-offs", "confusion", "difference")
+
+
+def test_every_plot_is_drawn_into_the_page_and_beside_it(summary: Summary, tmp_path: Path) -> None:
+    files = written(summary, tmp_path)
+    page = files["report.html"].read_text()
+    assert [name for name in files if name.endswith(".png")] == [f"{plot}-pocket-1m.png" for plot in PLOTS]
+    assert page.count("<svg") == len(PLOTS)
+    for text in ("learning rate", "optimizer step", "peak memory of training (MiB)", "Pareto front", "invalid"):
+        assert f">{text}</text>" in page
+    assert all(f"({plot}-pocket-1m.png)" in files["report.md"].read_text() for plot in PLOTS)
+
+
+class Page(HTMLParser):
+    """Collects where a page points to, and checks that its tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.goals: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.goals += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "action")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+
+def test_the_page_fetches_nothing_and_has_no_markup_but_its_own(summary: Summary, tmp_path: Path) -> None:
+    text = written(summary, tmp_path)["report.html"].read_text()
+    page = Page(text)
+    assert not page.open
+    assert page.goals
+    assert all(goal.startswith(("#", "data:image/png;base64,")) for goal in page.goals)
+    assert "<script" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", 'a $x$ & "b"', "=1+1", "a|b"])
+def test_names_that_users_choose_are_text(name: str, tmp_path: Path) -> None:
+    rows = [row(method, 1e-3, seed, model=name) for method in ("full", "lora") for seed in range(3)]
+    files = written(summarise(name, rows, results, None), tmp_path / "report")
+    page = files["report.html"].read_text()
+    assert escape(name, quote=False) in page or escape(name) in page
+    assert "<script" not in page
+    assert not Page(page).open
+
+
+def test_the_answer_stands_first(summary: Summary) -> None:
+    said = " ".join(printed(summary, 400).split())
+    assert said.startswith("In short 31 cells; 1 without a result (1 out of memory); claims: 1 supported; 5 unstable")
+    assert "Most accurate: full at lr 5e-05, 80.0" in said
+    assert "Behind it: lora at lr 0.0002 by 0.9 (" in said
+    assert "Safe rates: full 5e-05 to 5e-05; lora 0.0002 to" in said
+
+
+def test_one_seed_is_said_to_be_one() -> None:
+    rows = [row("full", 1e-3, 0, 0.8), row("lora", 1e-3, 0, 0.4)]
+    said = " ".join(printed(summarise("study", rows, results, None), 400).split())
+    assert "One seed cannot tell" in said
+    assert "Behind it: lora at lr 0.001 by 40.0 (" in said
+
+
+def test_what_cant_be_told_apart_is_said_to_be_so() -> None:
+    def cost(method: str, seed: int, peak: float, seconds: float) -> Any:
+        return row(method, 1e-3, seed, peak_bytes_train=peak * 2**20, seconds_train=seconds)
+
+    rows = [cost("full", seed, 400 + seed, 10.0) for seed in range(3)]
+    rows += [cost("lora", seed, 200 + seed, 10.2) for seed in range(3)]
+    said = " ".join(printed(summarise("study", rows, results, None), 400).split())
+    assert "Not distinguishable from it: lora at lr 0.001, 80.0 ± 0.0 %" in said
+    assert "Least memory in training: lora, 201 MiB; full 401 MiB (2 times as much)." in said
+    assert "Fastest to train: full, 10.0 s; lora 10.2 s (not distinguishable)." in said
+
+
+def test_pairs_that_are_taken_for_one_another_are_counted_both_ways() -> None:
+    confusion = Confusion("full", ("a", "b", "c"), numpy.array([[5, 3, 0, 2], [1, 9, 0, 0], [0, 1, 9, 0]]))
+    first, second = confusion.worst_pairs(5)
+    assert (first.intents, first.answers, first.messages) == (("a", "b"), 4, 20)
+    assert (second.intents, second.answers, second.messages) == (("b", "c"), 1, 20)
+    assert confusion.shares[0].tolist() == [0.5, 0.3, 0.0, 0.2]
 
 
 def test_a_program_can_read_the_report(summary: Summary) -> None:

@@ -1,7 +1,7 @@
 """Two methods on the same test messages: how much better one is, and whether that can be told."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 from numpy.typing import NDArray
@@ -13,6 +13,18 @@ from ftmatrix.tracking import Row
 
 Results = Callable[[Row], CellResult]
 """Reads the whole result behind a row: confusion matrix and answers included."""
+
+
+def cached(results: Results) -> Results:
+    """The same, each run read once."""
+    read: dict[str, CellResult] = {}
+
+    def result_of(row: Row) -> CellResult:
+        if row.run_id not in read:
+            read[row.run_id] = results(row)
+        return read[row.run_id]
+
+    return result_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,10 @@ class Difference:
         """Whether the interval leaves out 0."""
         low, high = self.accuracy.low, self.accuracy.high
         return low is not None and high is not None and (low > 0 or high < 0)
+
+    def reversed(self) -> "Difference":
+        """The same, seen from the other side."""
+        return replace(self, accuracy=self.accuracy.negated())
 
 
 def compare_answers(first: Point, second: Point, results: Results) -> Difference | None:

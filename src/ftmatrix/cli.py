@@ -162,11 +162,12 @@ def _report(arguments: list[str]) -> None:
     Raises:
         ClaimsOpenError: with --exit-code, where a claim is contradicted or can't be answered yet.
     """
+    from ftmatrix.answers import cached
     from ftmatrix.claims import Answer
     from ftmatrix.config import Tracking
     from ftmatrix.display import open_console
     from ftmatrix.overrides import studies
-    from ftmatrix.report import as_json, print_report, summarise, write_report
+    from ftmatrix.report import as_json, print_report, read_details, summarise, write_report
     from ftmatrix.tracking import Store
 
     flags = {word for word in arguments if word.startswith("-")}
@@ -180,8 +181,9 @@ def _report(arguments: list[str]) -> None:
     if not (rows := store.cells()):
         raise ConfigError(f"report {study}: no finished cell in the store yet; run a sweep with study={study} first")
     claims = studies().get(study, Path()) / "claims.yaml"
-    summary = summarise(study, rows, store.result, claims if claims.exists() else None)
-    files = write_report(summary, Path("reports") / study)
+    results = cached(store.result)
+    summary = summarise(study, rows, results, claims if claims.exists() else None)
+    files = write_report(summary, read_details(summary, results, store.curve), Path("reports") / study)
     if "--json" in flags:
         print(as_json(summary), end="")
     else:

@@ -40,6 +40,11 @@ class Interval:
         below, above = (math.hypot(end - self.estimate, margin) for end in (self.low, self.high))
         return Interval(self.estimate, self.estimate - below, self.estimate + above, self.n)
 
+    def negated(self) -> "Interval":
+        """The interval of the estimate's negative."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Interval(-self.estimate, low, high, self.n)
+
     def hull(self, other: "Interval") -> "Interval":
         """The same estimate with the wider of two intervals, end by end."""
         lows = [end for end in (self.low, other.low) if end is not None]

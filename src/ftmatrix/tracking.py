@@ -160,6 +160,11 @@ class Store:
             path = self.client.download_artifacts(row.run_id, "result.json", folder)
             return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
+    def curve(self, row: Row, series: str) -> list[tuple[int, float]]:
+        """A run's steps, in order, with the value of a series at each (see `STEP_SERIES`)."""
+        points = self.client.get_metric_history(row.run_id, f"step/{series}")
+        return sorted((point.step, point.value) for point in points)
+
     def begin(self, facts: RunFacts) -> str:
         """Open the run of a cell."""
         made = self.client.create_run(

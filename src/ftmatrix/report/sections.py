@@ -1,30 +1,65 @@
 """The report as titles, tables and lines, for whatever writes it out."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftmatrix.comparison import Point
-from ftmatrix.rates import Window
 from ftmatrix.records import Verdict
+from ftmatrix.report.conclusions import conclusions, overall
+from ftmatrix.report.details import ContextDetails
+from ftmatrix.report.formats import between, mean_of, spread, window_text
 from ftmatrix.report.summary import ArmSummary, RateSummary, Summary
-from ftmatrix.statistics import Interval
 from ftmatrix.table import UNKNOWN, mebibytes, percent, seconds
+
+WORST_PAIRS = 5
+"""Listed of each method."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its title and what has to be said of it. A column whose title begins with a space is text."""
+    """A table with its title and what has to be said of it. A column whose title begins with a space is text.
+
+    `part` marks a section that belongs to the one before it.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    part: bool = False
 
 
 def sections(summary: Summary) -> list[Section]:
     """All sections that have something to show, in the order of the report."""
-    every = [f(summary) for f in (_claims, _best_rates, _contrasts, _tolerance, _rates, _unfair)]
+    tables = (_claims, _best_rates, _contrasts, _tolerance, _rates, _unfair)
+    every = [*_in_short(summary), *(table(summary) for table in tables)]
     return [section for section in every if section.rows or section.notes]
+
+
+def pair_sections(contexts: Sequence[ContextDetails]) -> list[Section]:
+    """The intents that each arm most often takes for one another, at its best rate."""
+    rows = tuple(
+        (
+            context.title,
+            confusion.label,
+            " / ".join(pair.intents),
+            str(pair.answers),
+            str(pair.messages),
+            percent(pair.answers / pair.messages),
+        )
+        for context in contexts
+        for confusion in context.confusions
+        for pair in confusion.worst_pairs(WORST_PAIRS)
+    )
+    header = (" model", " method", " intents", "taken for one another", "of messages", "%")
+    return [Section("Most confused intents", header, rows)] if rows else []
+
+
+def _in_short(summary: Summary) -> list[Section]:
+    found = conclusions(summary)
+    return [
+        Section("In short", (), (), tuple(overall(summary))),
+        *(Section(title, (), (), tuple(sentences), part=True) for title, sentences in found.items()),
+    ]
 
 
 def _claims(summary: Summary) -> Section:
@@ -56,11 +91,11 @@ def _at_best(arm: ArmSummary) -> tuple[str, ...]:
         str(len(curve.seeds)),
         f"{top.lr:g}",
         spread(top.mean("accuracy"), percent),
-        _mean(top, "peak_bytes_train", mebibytes),
-        _mean(top, "seconds_train", seconds),
-        _mean(top, "trainable_parameters", "{:,.0f}".format),
-        _mean(top, "forgetting", "{:.2f}".format),
-        _mean(top, "weight_drift", "{:.3f}".format),
+        mean_of(top, "peak_bytes_train", mebibytes),
+        mean_of(top, "seconds_train", seconds),
+        mean_of(top, "trainable_parameters", "{:,.0f}".format),
+        mean_of(top, "forgetting", "{:.2f}".format),
+        mean_of(top, "weight_drift", "{:.3f}".format),
     )
 
 
@@ -84,7 +119,7 @@ def _tolerated(arm: ArmSummary) -> tuple[str, ...]:
     return (
         arm.curve.context.title,
         arm.curve.label,
-        UNKNOWN if arm.best is None else _window(found),
+        UNKNOWN if arm.best is None else window_text(found),
         UNKNOWN if found is None else f"{found.decades:.1f}{'' if found.bracketed else ' or more'}",
         UNKNOWN if arm.rate_ratio is None else between(arm.rate_ratio, "{:.3g}".format),
         *(UNKNOWN if one is None or not one.nll.n else spread(one.nll, "{:.3f}".format) for one in sensitivities),
@@ -112,7 +147,7 @@ def _contrasts(summary: Summary) -> Section:
 
 def _rates(summary: Summary) -> Section:
     header = (
-        " model", " method", "lr", "runs", " unstable", " degraded", "test accuracy %", "val NLL",
+        " model", " method", "lr", "runs", " unstable", " so it is", "test accuracy %", "val NLL",
         "peak train MiB", "train s",
     )  # fmt: skip
     rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
@@ -135,9 +170,9 @@ def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
         ", ".join(kinds) or ("none" if point.runs else UNKNOWN),
         " ".join(marks),
         spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
-        _mean(point, "val_nll", "{:.3f}".format),
-        _mean(point, "peak_bytes_train", mebibytes),
-        _mean(point, "seconds_train", seconds),
+        mean_of(point, "val_nll", "{:.3f}".format),
+        mean_of(point, "peak_bytes_train", mebibytes),
+        mean_of(point, "seconds_train", seconds),
     )
 
 
@@ -147,29 +182,3 @@ def _unfair(summary: Summary) -> Section:
     if not summary.unfair:
         return Section("Fairness", (), (), ("The arms differ in method, rate and seed alone.",))
     return Section("These arms also differ in", (" model", " setting and what each arm has"), summary.unfair)
-
-
-def spread(interval: Interval, show: Callable[[float], str]) -> str:
-    """A mean with half the width of its interval."""
-    if interval.low is None or interval.high is None:
-        return show(interval.estimate)
-    return f"{show(interval.estimate)} ± {show((interval.high - interval.low) / 2)}"
-
-
-def between(interval: Interval, show: Callable[[float], str]) -> str:
-    """An estimate with the ends of its interval."""
-    if interval.low is None or interval.high is None:
-        return show(interval.estimate)
-    return f"{show(interval.estimate)} ({show(interval.low)} to {show(interval.high)})"
-
-
-def _mean(point: Point, metric: str, show: Callable[[float], str]) -> str:
-    values = point.values(metric)
-    return show(sum(values) / len(values)) if values else UNKNOWN
-
-
-def _window(window: Window | None) -> str:
-    if window is None:
-        return "none (best rate unstable)"
-    low, high = ("" if window.low_bracketed else "≤"), ("" if window.high_bracketed else "≥")
-    return f"{low}{window.low:g} to {high}{window.high:g}"

@@ -1,8 +1,8 @@
 """What a study's runs come to: by rate, by method, between methods, and as answers to its claims."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from ftmatrix.rates import (
     shared_rates,
     window,
 )
-from ftmatrix.records import CellResult
 from ftmatrix.statistics import Interval
 from ftmatrix.tracking import Row
 
@@ -83,6 +82,23 @@ class Summary:
         """Cells without a result."""
         return tuple(row for row in self.rows if not row.completed)
 
+    @property
+    def ranked(self) -> dict[str, list[ArmSummary]]:
+        """The arms of each context, those with the highest mean test accuracy at their best rates first."""
+        grouped: dict[str, list[ArmSummary]] = {}
+        for arm in self.arms:
+            grouped.setdefault(arm.curve.context.title, []).append(arm)
+        return {title: sorted(arms, key=_rank) for title, arms in grouped.items()}
+
+    def contrast(self, context: str, first: str, second: str) -> Difference | None:
+        """How far the first of two arms is ahead of the second; None where they share no seed."""
+        for found in self.contrasts:
+            if (found.context, found.first, found.second) == (context, first, second):
+                return found.difference
+            if (found.context, found.first, found.second) == (context, second, first):
+                return found.difference.reversed()
+        return None
+
 
 def summarise(study: str, rows: Sequence[Row], results: Results, claims: Path | None) -> Summary:
     """Read a study from its rows; `claims` is its file of claims, if it has one.
@@ -91,26 +107,23 @@ def summarise(study: str, rows: Sequence[Row], results: Results, claims: Path | 
         ConfigError: the claims can't be read.
     """
     asked = read_claims(claims) if claims else {}
-
-    @cache
-    def result_of(run_id: str) -> CellResult:
-        return results(next(row for row in rows if row.run_id == run_id))
-
-    def cached(row: Row) -> CellResult:
-        return result_of(row.run_id)
-
     arms = curves(rows)
     grouped = by_context(arms)
     return Summary(
         study=study,
         rows=tuple(rows),
         arms=tuple(_arm(arm, grouped[arm.context]) for arm in arms),
-        contrasts=tuple(found for members in grouped.values() for found in _contrasts(members, cached)),
-        findings=tuple(judge(asked, arms, cached)),
+        contrasts=tuple(found for members in grouped.values() for found in _contrasts(members, results)),
+        findings=tuple(judge(asked, arms, results)),
         unfair=tuple(
             (context.title, line) for context, members in grouped.items() for line in unfair_differences(members)
         ),
     )
+
+
+def _rank(arm: ArmSummary) -> float:
+    accuracy = arm.best.mean("accuracy").estimate if arm.best else math.nan
+    return math.inf if math.isnan(accuracy) else -accuracy
 
 
 def _arm(curve: Curve, context: Sequence[Curve]) -> ArmSummary:

@@ -1,0 +1,107 @@
+"""The report's answer in sentences, derived from its numbers; what can't be told is said to be so."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from ftmatrix.claims import Answer
+from ftmatrix.comparison import Point
+from ftmatrix.report.formats import between, spread, window_text
+from ftmatrix.report.summary import ArmSummary, Summary
+from ftmatrix.statistics import LEAST_SEEDS
+from ftmatrix.table import mebibytes, percent, seconds
+
+SAME_COST = 1.05
+"""Costs closer than this factor are no difference: peaks and times vary as much from run to run."""
+
+
+def conclusions(summary: Summary) -> dict[str, list[str]]:
+    """By context: which method for accuracy, for memory, for time, which rates are safe, and how sure that is."""
+    return {
+        title: [
+            _accuracy(title, ranked, summary),
+            *_cost(ranked, "peak_bytes_train", "Least memory in training", lambda value: f"{mebibytes(value)} MiB"),
+            *_cost(ranked, "seconds_train", "Fastest to train", lambda value: f"{seconds(value)} s"),
+            _safe_rates(ranked),
+        ]
+        for title, arms in summary.ranked.items()
+        if (ranked := [arm for arm in arms if arm.best])
+    }
+
+
+def overall(summary: Summary) -> list[str]:
+    """How much there is to go by: cells, failures and claims."""
+    lines = [f"{len(summary.rows)} cells"]
+    if summary.failed:
+        kinds = Counter(row.outcome.value for row in summary.failed)
+        lines.append(f"{len(summary.failed)} without a result ({_listed(kinds)})")
+    if summary.findings:
+        lines.append(f"claims: {_listed(Counter(finding.answer.value for finding in summary.findings))}")
+    unstable = sum(rate.point.unstable for arm in summary.arms for rate in arm.rates)
+    lines.append(f"{unstable} unstable run(s)" if unstable else "every run stable")
+    return ["; ".join(lines) + ".", *_doubts(summary)]
+
+
+def _doubts(summary: Summary) -> list[str]:
+    fewest = min((len(arm.best.runs) for arm in summary.arms if arm.best), default=LEAST_SEEDS)
+    if fewest >= LEAST_SEEDS:
+        return []
+    return [
+        f"{'One seed' if fewest == 1 else 'Two seeds'} cannot tell how much results vary from seed to seed: intervals "
+        "are over messages alone, and a rate counts as safe on so few runs. Five can: seed=0,1,2,3,4."
+    ]
+
+
+def _listed(counts: Counter[str]) -> str:
+    order = [answer.value for answer in Answer]
+    named = sorted(counts.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 0, item[0]))
+    return ", ".join(f"{count} {name}" for name, count in named)
+
+
+def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str:
+    first, *others = ranked
+    said = [f"Most accurate: {_named(first)}, {spread(_best(first).mean('accuracy'), percent)} % of the test messages."]
+    same, worse = [], []
+    for other in others:
+        found = summary.contrast(title, first.curve.label, other.curve.label)
+        if found is None:
+            same.append(f"{_named(other)} (no seed in common)")
+        elif found.distinguishable:
+            worse.append(f"{_named(other)} by {between(found.accuracy, lambda value: f'{100 * value:.1f}')} points")
+        else:
+            same.append(f"{_named(other)}, {spread(_best(other).mean('accuracy'), percent)} %")
+    if same:
+        said.append(f"Not distinguishable from it: {'; '.join(same)}.")
+    if worse:
+        said.append(f"Behind it: {'; '.join(worse)}.")
+    return " ".join(said)
+
+
+def _cost(ranked: Sequence[ArmSummary], metric: str, title: str, show: Callable[[float], str]) -> list[str]:
+    known = sorted(
+        ((mean, arm) for arm in ranked if (mean := _best(arm).mean(metric)).n), key=lambda pair: pair[0].estimate
+    )
+    if len(known) < 2:
+        return [f"{title}: known of {arm.curve.label} alone, {show(mean.estimate)}." for mean, arm in known]
+    least, first = known[0]
+    parts = []
+    for mean, arm in known[1:]:
+        times = mean.estimate / least.estimate
+        told_apart = least.low is None or not least.overlaps(mean)
+        more = f"{times:.2g} times as much" if times >= SAME_COST and told_apart else "not distinguishable"
+        parts.append(f"{arm.curve.label} {show(mean.estimate)} ({more})")
+    return [f"{title}: {first.curve.label}, {show(least.estimate)}; {', '.join(parts)}."]
+
+
+def _safe_rates(ranked: Sequence[ArmSummary]) -> str:
+    parts = [f"{arm.curve.label} {window_text(arm.window)}" for arm in ranked]
+    return f"Safe rates: {'; '.join(parts)}."
+
+
+def _named(arm: ArmSummary) -> str:
+    return f"{arm.curve.label} at lr {_best(arm).lr:g}"
+
+
+def _best(arm: ArmSummary) -> Point:
+    if arm.best is None:
+        raise ValueError(f"{arm.curve.label} has no finished run")
+    return arm.best

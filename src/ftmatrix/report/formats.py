@@ -1,0 +1,36 @@
+"""Figures with their uncertainty, as words."""
+
+from collections.abc import Callable
+
+from ftmatrix.comparison import Point
+from ftmatrix.rates import Window
+from ftmatrix.statistics import Interval
+from ftmatrix.table import UNKNOWN
+
+
+def spread(interval: Interval, show: Callable[[float], str]) -> str:
+    """A mean with half the width of its interval."""
+    if interval.low is None or interval.high is None:
+        return show(interval.estimate)
+    return f"{show(interval.estimate)} ± {show((interval.high - interval.low) / 2)}"
+
+
+def between(interval: Interval, show: Callable[[float], str]) -> str:
+    """An estimate with the ends of its interval."""
+    if interval.low is None or interval.high is None:
+        return show(interval.estimate)
+    return f"{show(interval.estimate)} ({show(interval.low)} to {show(interval.high)})"
+
+
+def mean_of(point: Point, metric: str, show: Callable[[float], str]) -> str:
+    """A metric's mean over the seeds, without its spread."""
+    values = point.values(metric)
+    return show(sum(values) / len(values)) if values else UNKNOWN
+
+
+def window_text(window: Window | None) -> str:
+    """The ends of a stable window; ≤ and ≥ mark an edge that the grid doesn't reach."""
+    if window is None:
+        return "none (best rate unstable)"
+    low, high = ("" if window.low_bracketed else "≤"), ("" if window.high_bracketed else "≥")
+    return f"{low}{window.low:g} to {high}{window.high:g}"

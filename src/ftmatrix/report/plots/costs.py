@@ -1,0 +1,116 @@
+"""What an arm costs, and what it gives for that."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftmatrix.comparison import Point
+from ftmatrix.report.details import ContextDetails
+from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, log_ticks, marker, named, new_figure
+
+PARTS = (
+    ("weight_bytes", "weights", ""),
+    ("gradient_bytes", "gradients", "//"),
+    ("optimizer_bytes", "optimizer state", ".."),
+    ("other_bytes", "activations, logits, workspace", "xx"),
+)
+MIB = 2**20
+COSTS = (
+    ("peak_bytes_train", "peak memory of training (MiB)", MIB),
+    ("seconds_train", "training time (s)", 1),
+    ("forgetting", "perplexity on general text, after over before", 1),
+)
+
+
+def draw_memory(context: ContextDetails) -> Plot | None:
+    """Peak memory of training by part, a bar an arm; None where it isn't known."""
+    arms = [(arm, point) for arm in context.arms if (point := arm.best) and point.values("peak_bytes_train")]
+    if not arms:
+        return None
+    with new_figure(1, 1, 1.6 + 0.42 * len(arms)) as (figure, ((axes,),)):
+        for place, (_, point) in enumerate(reversed(arms)):
+            _stack(axes, place, point)
+        axes.set_yticks(range(len(arms)), [f"{arm.curve.label}, lr={point.lr:g}" for arm, point in reversed(arms)])
+        axes.set_xlabel("peak memory of training (MiB)")
+        axes.grid(visible=False, axis="y")
+        found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
+    return Plot(
+        named("memory", context.title),
+        f"Peak memory by part: {context.title}",
+        "Means over the seeds at each method's best rate. The last part is what the peak has beyond the others; the "
+        "tick is the forecast made before the run.",
+        figure,
+    )
+
+
+def _stack(axes: Any, place: int, point: Point) -> None:
+    left = 0.0
+    for index, (metric, name, hatch) in enumerate(PARTS):
+        width = _mean(point, metric) / MIB
+        axes.barh(place, width, left=left, height=0.62, color=COLOURS[index], hatch=hatch, edgecolor=INK,
+                  linewidth=0.6, alpha=0.85, label=name)  # fmt: skip
+        left += width
+    axes.text(_mean(point, "peak_bytes_train") / MIB, place, f" {_mean(point, 'peak_bytes_train') / MIB:,.0f}",
+              va="center")  # fmt: skip
+    if point.values("forecast_bytes_train"):
+        axes.plot(_mean(point, "forecast_bytes_train") / MIB, place, marker="|", markersize=14, color=INK,
+                  linewidth=0, label="forecast")  # fmt: skip
+
+
+def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | None:
+    """Accuracy against memory, time and forgetting, every arm at every rate, with the Pareto front."""
+    with new_figure(1, len(COSTS), 3.9) as (figure, (line,)):
+        for axes, (metric, title, unit) in zip(line, COSTS, strict=True):
+            _scatter(axes, context, labels, metric, unit)
+            axes.set_xlabel(title)
+        for axes in line[:2]:
+            axes.set_xlim(left=0)
+        line[0].set_ylabel("test accuracy (%)")
+        line[2].set_xscale("log")
+        log_ticks(line[2].xaxis)
+        handles = line[0].get_legend_handles_labels()
+        if not handles[0]:
+            return None
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+    return Plot(
+        named("trade-offs", context.title),
+        f"What accuracy costs: {context.title}",
+        "Each mark is a method at one rate, the mean over its seeds; the ringed one is its best rate. Nothing beats a "
+        "mark on the line in both accuracy and cost (the Pareto front).",
+        figure,
+    )
+
+
+def _scatter(axes: Any, context: ContextDetails, labels: Sequence[str], metric: str, unit: float) -> None:
+    places = []
+    for arm in context.arms:
+        index = labels.index(arm.curve.label)
+        label = arm.curve.label
+        for rate in arm.rates:
+            if not (rate.point.values(metric) and rate.point.values("accuracy")):
+                continue
+            place = (_mean(rate.point, metric) / unit, 100 * _mean(rate.point, "accuracy"))
+            places.append(place)
+            ring = INK if rate.is_best else "none"
+            axes.scatter(*place, color=colour(index), marker=marker(index), edgecolor=ring, s=46, label=label, zorder=3)
+            label = "_again"
+    if front := pareto(places):
+        axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=0.9, alpha=0.7, label="Pareto front")
+
+
+def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The places (cost, gain) that no other one beats in both, by rising cost.
+
+    >>> pareto([(1, 50), (2, 40), (3, 70)])
+    [(1, 50), (3, 70)]
+    """
+    front: list[tuple[float, float]] = []
+    for cost, gain in sorted(places, key=lambda place: (place[0], -place[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def _mean(point: Point, metric: str) -> float:
+    values = point.values(metric)
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,57 @@
+"""Accuracy and loss over the learning rate."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftmatrix.records import Verdict
+from ftmatrix.report.details import ContextDetails
+from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, marker, named, new_figure
+from ftmatrix.report.summary import ArmSummary
+
+NUDGE = 1.05
+"""Arms are moved apart by this factor along the rate, so that their dots don't hide one another."""
+MOST_TICKS = 8
+"""Of more rates not each one is named on the axis."""
+
+
+def draw_rates(context: ContextDetails, labels: Sequence[str]) -> Plot:
+    """Test accuracy and validation NLL over the rate, a line an arm, a dot a seed, a cross over each unstable run."""
+    with new_figure(1, 2, 3.8) as (figure, ((left, right),)):
+        for arm in context.arms:
+            _draw(left, arm, labels, "accuracy", scale=100)
+            _draw(right, arm, labels, "val_nll", scale=1)
+        left.set_ylabel("test accuracy (%)")
+        right.set_ylabel("validation NLL (nats a label token)")
+        right.set_yscale("log")
+        log_ticks(right.yaxis)
+        rates = sorted({rate.point.lr for arm in context.arms for rate in arm.rates})
+        for axes in (left, right):
+            axes.set_xscale("log")
+            log_ticks(axes.xaxis, rates if len(rates) <= MOST_TICKS else ())
+            axes.set_xlabel("learning rate")
+        lines = [line for line in left.get_lines() if not str(line.get_label()).startswith("_")]
+        unstable = left.scatter([], [], marker="x", color=INK, s=45, label="unstable run")
+        figure.legend(handles=[*lines, unstable], loc="outside lower center", ncols=len(lines) + 1)
+    return Plot(
+        named("rates", context.title),
+        f"Accuracy and loss over the learning rate: {context.title}",
+        "Lines go through the means over seeds, each small mark is one seed, a cross an unstable run.",
+        figure,
+    )
+
+
+def _draw(axes: Any, arm: ArmSummary, labels: Sequence[str], metric: str, *, scale: float) -> None:
+    index = labels.index(arm.curve.label)
+    nudge = NUDGE ** (index - (len(labels) - 1) / 2)
+    points = [rate.point for rate in arm.rates if rate.point.values(metric)]
+    means = [scale * sum(point.values(metric)) / len(point.values(metric)) for point in points]
+    look = {"color": colour(index), "marker": marker(index)}
+    axes.plot([point.lr * nudge for point in points], means, markersize=5, linewidth=1.6, label=arm.curve.label, **look)
+    for point in points:
+        for row in point.runs:
+            value = row.metric(metric)
+            if value is not None:
+                place = (point.lr * nudge, scale * value)
+                axes.plot(*place, markersize=3.5, alpha=0.45, linewidth=0, label="_seed", **look)
+                if row.stability != Verdict.STABLE.value:
+                    axes.scatter(*place, marker="x", color=INK, s=45, zorder=3)
