@@ -112,6 +112,7 @@ def quick_cell(make_cell: Callable[..., Cell], data_folder: Path, tmp_path: Path
         "data=csv",
         f"data.path={data_folder}",
         "training.epochs=1",
+        "report=false",
         f"work_dir={tmp_path / 'work'}",
         f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}",
         *overrides,

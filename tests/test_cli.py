@@ -14,8 +14,16 @@ from mlflow import MlflowClient
 
 from ftmatrix.cli import run
 
+
 OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": "/nonexistent/hub"}
 """A hub that answers no call, and an empty cache."""
+
+
+def search(folder: Path, query: str) -> list[str]:
+    """Runs of the store that a command made in a folder."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [run.info.run_id for run in client.search_runs(experiments, query)]
 
 
 def ftmatrix(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +47,11 @@ def test_a_grid_ends_with_its_table(tmp_path: Path, data_folder: Path) -> None:
     assert sum(line.split()[:2] == ["pocket-1m", "lora"] for line in lines) == 1
     assert "sqlite:///mlflow.db" in lines[-1]
     assert done.stderr == ""
-    assert (tmp_path / "mlflow.db").exists()
+    assert "Compared, with plots: reports/ftmatrix/report.html" in lines
+    assert (tmp_path / "reports" / "ftmatrix" / "report.html").exists()
+    (sweep_run,) = search(tmp_path, "tags.kind = 'sweep'")
+    artifacts = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(sweep_run, "report")
+    assert {"report/report.html", "report/rates-pocket-1m.png"} <= {file.path for file in artifacts}
     started = time.monotonic()
     again = ftmatrix("-m", *arguments, folder=tmp_path)
     assert again.returncode == 0

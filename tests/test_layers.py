@@ -19,7 +19,7 @@ LAYERS = (
     ("training", "stability", "drift", "pretraining"),
     ("evaluation", "memory", "resumption"),
     ("config",),
-    ("preparation",),
+    ("preparation", "studies"),
     ("runner", "forecasting"),
     ("artifacts", "journal", "ownership"),
     ("isolation", "recording"),
@@ -31,8 +31,8 @@ LAYERS = (
     ("claims", "advice"),
     ("planning",),
     ("plan_table", "scheduling"),
-    ("sweep",),
     ("report",),
+    ("sweep",),
     ("overrides", "composition"),
     ("cli",),
 )

@@ -49,9 +49,15 @@ class Sweeps:
 
     def start(self, *overrides: str, folder: str = ".") -> subprocess.Popen[str]:
         (self.folder / folder).mkdir(exist_ok=True)
-        words = ["data=csv", f"data.path={self.data}", "training.epochs=1", "tracking.patience_minutes=0.5", *overrides]
+        words = [
+            "data=csv",
+            f"data.path={self.data}",
+            "training.epochs=1",
+            "report=false",
+            "tracking.patience_minutes=0.5",
+        ]
         return subprocess.Popen(
-            [*PROGRAM, *words],
+            [*PROGRAM, *words, *overrides],
             cwd=self.folder / folder,
             env=os.environ | {"MLFLOW_TRACKING_URI": self.uri, "COLUMNS": "200"},
             stdout=subprocess.PIPE,

@@ -93,6 +93,19 @@ def test_a_sweep_records_every_cell_side_by_side(finished: tuple[list[Cell], lis
     assert sorted(table["method"]) == ["full", "lora", "qlora"]
 
 
+def test_wrong_claims_are_told_before_anything_runs(
+    quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "experiments" / "mine"
+    study.mkdir(parents=True)
+    (study / "grid.yaml").write_text("# @package _global_\n")
+    (study / "claims.yaml").write_text("C1: {statement: It works., statistic: hope}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="hope"):
+        sweep([quick_cell("study=mine", "report=true")])
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def test_what_is_done_is_taken_as_it_is_and_only_the_new_runs(
     quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]
 ) -> None:

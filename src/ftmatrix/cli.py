@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftmatrix.errors import (
@@ -146,11 +145,13 @@ def run_one(config: "DictConfig") -> Any:
     Raises:
         CellFailedError: the cell has no result; its row says why.
     """
+    from dataclasses import replace
+
     from ftmatrix.config import cell_from
     from ftmatrix.records import Outcome
     from ftmatrix.sweep import sweep
 
-    (row,) = sweep([cell_from(config)], n_jobs=1)
+    (row,) = sweep([replace(cell_from(config), report=False)], n_jobs=1)
     if row is not None and row.outcome is not Outcome.COMPLETED:
         raise CellFailedError(row.reason)
     return None if row is None else row.metric("val_accuracy")
@@ -162,12 +163,10 @@ def _report(arguments: list[str]) -> None:
     Raises:
         ClaimsOpenError: with --exit-code, where a claim is contradicted or can't be answered yet.
     """
-    from ftmatrix.answers import cached
     from ftmatrix.claims import Answer
-    from ftmatrix.config import Tracking
+    from ftmatrix.config import REPORTS, Tracking
     from ftmatrix.display import open_console
-    from ftmatrix.overrides import studies
-    from ftmatrix.report import as_json, print_report, read_details, summarise, write_report
+    from ftmatrix.report import as_json, make_report, print_report
     from ftmatrix.tracking import Store
 
     flags = {word for word in arguments if word.startswith("-")}
@@ -178,18 +177,14 @@ def _report(arguments: list[str]) -> None:
         raise ConfigError(f"report {' '.join(names)}: takes one study at most, such as `ftmatrix report pocket`")
     study = names[0] if names else "ftmatrix"
     store = Store(Tracking().store, study, create=False)
-    if not (rows := store.cells()):
-        raise ConfigError(f"report {study}: no finished cell in the store yet; run a sweep with study={study} first")
-    claims = studies().get(study, Path()) / "claims.yaml"
-    results = cached(store.result)
-    summary = summarise(study, rows, results, claims if claims.exists() else None)
-    files = write_report(summary, read_details(summary, results, store.curve), Path("reports") / study)
+    summary, files = make_report(store, REPORTS / study)
     if "--json" in flags:
         print(as_json(summary), end="")
     else:
         console = open_console()
         print_report(summary, console)
-        console.print(f"Written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+        others = ", ".join(path.name for path in files[1:] if path.suffix != ".png")
+        console.print(f"Written: {files[0]}, beside it {others} and the plots", highlight=False, soft_wrap=True)
     answers = {finding.answer for finding in summary.findings}
     if "--exit-code" in flags and answers - {Answer.SUPPORTED}:
         raise ClaimsOpenError(contradicted=Answer.CONTRADICTED in answers)
@@ -205,7 +200,8 @@ def _ui(arguments: list[str]) -> None:
 
 
 def _help() -> str:
-    from ftmatrix.overrides import options, studies
+    from ftmatrix.overrides import options
+    from ftmatrix.studies import studies
 
     named = {group: ", ".join(options(group)) for group in ("method", "model", "data")}
     return HELP.format(

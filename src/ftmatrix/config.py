@@ -29,6 +29,10 @@ PACKAGE = Path(__file__).parent
 DEFAULT_STORE = "sqlite:///mlflow.db"
 
 
+REPORTS = Path("reports")
+"""In the working directory: a folder a study."""
+
+
 def config_folder() -> Path:
     """The folder of Hydra's YAML: beside the package in a wheel, at the top of a checkout."""
     packaged = PACKAGE / "conf"
@@ -109,6 +113,8 @@ class Cell:
     """Run the cell although a finished run of it is in the store."""
     plan: bool = False
     """Show what would run, and run nothing."""
+    report: bool = True
+    """Write the study's report once the sweep is over, where it ran anything."""
     device_memory: str | None = None
     """Plan for a device with so much memory, such as 24GiB, that isn't here."""
     fit_check: bool = True

@@ -3,15 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from ftmatrix.config import Cell, config_folder, experiments_root
+from ftmatrix.config import Cell, config_folder
 from ftmatrix.data import SCHEMAS as DATA_SCHEMAS
 from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.methods import SCHEMAS as METHOD_SCHEMAS
+from ftmatrix.studies import studies
 
 GROUPS = ("method", "model", "data")
 
@@ -33,12 +33,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
             argument = f"hydra.launcher.{argument}"
         expanded.append(argument)
     return expanded
-
-
-def studies() -> dict[str, Path]:
-    """The studies by name: those of the working directory, then those of ftmatrix itself."""
-    found = [path.parent for root in (Path.cwd(), experiments_root()) for path in root.glob("experiments/*/grid.yaml")]
-    return {folder.name: folder for folder in reversed(found)}
 
 
 def grids() -> dict[str, str]:

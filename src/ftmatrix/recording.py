@@ -33,6 +33,7 @@ LEFT_OUT = (
     "work_dir",
     "force",
     "plan",
+    "report",
     "data.path",
     "model.path",
     "device_memory",
@@ -52,6 +53,11 @@ class SweepWriter:
     def text(self, name: str, text: str) -> None:
         """Keep a text as an artifact."""
         self.client.log_text(self.run_id, text, name)
+
+    def files(self, paths: Sequence[Path], folder: str) -> None:
+        """Keep files as artifacts, in a folder of this name."""
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path), folder)
 
     def describe(self, markdown: str) -> None:
         """What MLflow's user interface shows on top of the run's page; it takes 8,000 characters."""

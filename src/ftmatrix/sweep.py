@@ -6,16 +6,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ftmatrix.config import Cell, without_credentials
+from ftmatrix.config import REPORTS, Cell, without_credentials
 from ftmatrix.delivery import Courier
 from ftmatrix.display import Display, open_console
-from ftmatrix.errors import ConfigError, UndeliveredError
+from ftmatrix.errors import ConfigError, UndeliveredError, first_line
 from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
-from ftmatrix.recording import facts_of
+from ftmatrix.recording import SweepWriter, facts_of
 from ftmatrix.recovery import recover
 from ftmatrix.scheduling import Scheduler
+from ftmatrix.studies import claims_of
 from ftmatrix.table import as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row, Store
 
@@ -37,6 +38,10 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     if first.plan:
         _show_plan(cells, n_jobs, console)
         return [None] * len(cells)
+    if first.report and (claims := claims_of(first.study)):
+        from ftmatrix.claims import read_claims
+
+        read_claims(claims)  # what is wrong with them is said before anything runs
     store = Store(first.tracking.store, first.study)
     for found in recover(store, Path(first.work_dir).absolute()):
         console.print(found, highlight=False, markup=False, soft_wrap=True)
@@ -57,14 +62,29 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
         writer.text("comparison.csv", as_csv(rows))
         writer.text("comparison.txt", as_text(rows, title=title))
         writer.describe(f"```\n{as_text(rows, title=title)}\n```")
+        reported = _report(store, writer) if first.report and done < len(planned) else None
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.shown}, experiment {store.study!r}; `make ui` shows every run."
-    compared = f"`ftmatrix report {store.study}` compares methods, rates and seeds."
+    compared = reported or f"`ftmatrix report {store.study}` compares methods, rates and seeds."
     for line in (compared, recorded):
         console.print(line, highlight=False, soft_wrap=True)
     return [row_of[run_id] for run_id in run_ids]
+
+
+def _report(store: Store, writer: SweepWriter) -> str:
+    """Write the study's report, here and beside the sweep's run; where it lies. Without it the results are no less."""
+    from mlflow.exceptions import MlflowException
+
+    from ftmatrix.report import make_report
+
+    try:
+        _, files = make_report(store, REPORTS / store.study)
+        writer.files(files, "report")
+    except (OSError, MlflowException) as error:
+        return f"No report ({first_line(error)}); `ftmatrix report {store.study}` makes it later."
+    return f"Compared, with plots: {files[0]}"
 
 
 def _run(
