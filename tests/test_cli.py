@@ -14,7 +14,6 @@ from mlflow import MlflowClient
 
 from ftmatrix.cli import run
 
-
 OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": "/nonexistent/hub"}
 """A hub that answers no call, and an empty cache."""
 
