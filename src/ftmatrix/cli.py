@@ -46,6 +46,7 @@ Settings, the same for every method of a comparison
   study        the MLflow experiment that collects the runs (default: ftmatrix)
   save_model   true keeps the adapter, or the whole model, as the run's artifact `model`
   n_jobs       cells side by side    force   true runs again what is done    device  threads  work_dir
+  report       false writes no report at the end    quiet   true shows no progress
 
 Results go to MLflow: tracking.uri, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. A cell that is in the store
 is not run again. `ftmatrix --cfg job ARGUMENTS` prints the composed configuration; FTMATRIX_TRACEBACK=1 shows

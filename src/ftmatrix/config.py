@@ -115,6 +115,8 @@ class Cell:
     """Show what would run, and run nothing."""
     report: bool = True
     """Write the study's report once the sweep is over, where it ran anything."""
+    quiet: bool = False
+    """Show no progress: only what is wrong, and the table."""
     device_memory: str | None = None
     """Plan for a device with so much memory, such as 24GiB, that isn't here."""
     fit_check: bool = True

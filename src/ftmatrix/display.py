@@ -32,11 +32,15 @@ def open_console() -> Console:
 
 
 class Display:
-    """Follows the cells of one sweep: bars on a terminal, elsewhere a line as cells begin and end."""
+    """Follows the cells of one sweep: bars on a terminal, elsewhere a line as cells begin and end.
 
-    def __init__(self, console: Console, cells: Sequence[ReadyCell]) -> None:
-        self.console, self.total = console, len(cells)
+    `quiet` leaves both out; what a person has to know is told nevertheless.
+    """
+
+    def __init__(self, console: Console, cells: Sequence[ReadyCell], *, quiet: bool = False) -> None:
+        self.console, self.total, self.quiet = console, len(cells), quiet
         self.done = 0
+        self._best: tuple[float, str] | None = None
         self._waiting: set[str] = set()
         self._cells: dict[str, _CellLine] = {}
         self._progress = Progress(
@@ -48,7 +52,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         steps = sum(ready.steps for ready in cells)  # by steps, so that the time left says something early on
         self._sweep = self._progress.add_task("[bold]sweep", total=steps, state=f"0/{self.total} cells")
@@ -64,19 +68,19 @@ class Display:
         task = self._progress.add_task(escape(ready.cell.title), total=ready.steps, state="starting")
         self._cells[ready.fingerprint] = _CellLine(task, time.monotonic())
         if not self.console.is_terminal:
-            self.console.print(f"start  {ready.cell.title}", highlight=False, markup=False)
+            self._follow(f"start  {ready.cell.title}")
 
     def waits(self, ready: ReadyCell) -> None:
         """Another sweep runs the cell."""
         if ready.fingerprint not in self._waiting:
-            self.tell(f"wait   {ready.cell.title}  another sweep runs it")
+            self._follow(f"wait   {ready.cell.title}  another sweep runs it")
         self._waiting.add(ready.fingerprint)
 
     def taken(self, ready: ReadyCell) -> None:
         """Another sweep has finished the cell."""
         self._progress.advance(self._sweep, ready.steps)
         self._count()
-        self.tell(f"[{self.done}/{self.total}]  {ready.cell.title}  taken from another sweep")
+        self._follow(f"[{self.done}/{self.total}]  {ready.cell.title}  taken from another sweep")
 
     def tell(self, line: str) -> None:
         """A line for the person who watches."""
@@ -98,17 +102,22 @@ class Display:
         line = self._cells.pop(ready.fingerprint)
         self._progress.remove_task(line.task)
         self._progress.advance(self._sweep, ready.steps - line.steps_done)
+        if result.validation and result.test:
+            found = (result.validation.accuracy, f"{result.test.accuracy:.1%}, {ready.cell.title}")
+            self._best = max(self._best or found, found)
         self._count()
         took = time.monotonic() - line.started
-        self.console.print(
-            f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s",
-            highlight=False,
-            markup=False,
-        )
+        self._follow(f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s")
+
+    def _follow(self, line: str) -> None:
+        """A line that says how far the sweep is."""
+        if not self.quiet:
+            self.tell(line)
 
     def _count(self) -> None:
         self.done += 1
-        self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells")
+        best = f"  best {escape(self._best[1])}" if self._best else ""
+        self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells{best}")
 
 
 @dataclass

@@ -34,6 +34,7 @@ LEFT_OUT = (
     "force",
     "plan",
     "report",
+    "quiet",
     "data.path",
     "model.path",
     "device_memory",

@@ -94,7 +94,7 @@ def _run(
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
     waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
     failed = {id(item): _record_failure(item.prepared, store, name) for item in planned}
-    display = Display(console, waiting)
+    display = Display(console, waiting, quiet=planned[0].prepared.cell.quiet)
     courier = Courier(store, sweep_run, display.tell)
     scheduler = Scheduler(store, name, display, courier)
     try:

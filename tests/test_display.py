@@ -1,0 +1,56 @@
+"""What a person sees of a running sweep."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from ftmatrix.config import Cell
+from ftmatrix.display import Display
+from ftmatrix.preparation import ReadyCell, prepare
+from ftmatrix.records import CellResult, Evaluation, Outcome, Stability, Verdict
+
+
+def evaluation(accuracy: float) -> Evaluation:
+    return Evaluation("test", 100, accuracy, accuracy, accuracy, 5, 0.0, accuracy, 0.5, (), (), None, ())
+
+
+def result(accuracy: float) -> CellResult:
+    scores = evaluation(accuracy)
+    return CellResult(Outcome.COMPLETED, stability=Stability(Verdict.SPIKY), validation=scores, test=scores)
+
+
+@pytest.fixture
+def ready(quick_cell: Callable[..., Cell]) -> list[ReadyCell]:
+    prepared = prepare([quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3", "3e-3")])
+    return [cell for cell in prepared if isinstance(cell, ReadyCell)]
+
+
+def shown(ready: list[ReadyCell], *, terminal: bool, quiet: bool = False) -> str:
+    file = io.StringIO()
+    display = Display(Console(file=file, force_terminal=terminal, width=200), ready, quiet=quiet)
+    with display.live():
+        for cell, accuracy in zip(ready, (0.5, 0.9, 0.7), strict=True):
+            display.began(cell)
+            display.ended(cell, result(accuracy))
+        display.tell("MLflow is away")
+    return file.getvalue()
+
+
+def test_without_a_terminal_a_line_says_that_a_cell_began_and_how_it_ended(ready: list[ReadyCell]) -> None:
+    lines = shown(ready, terminal=False).splitlines()
+    assert lines[:2] == ["start  full pocket-1m lr=0.001 seed=0",
+                         "[1/3]  full pocket-1m lr=0.001 seed=0  spiky  accuracy 50.0%  0 s"]  # fmt: skip
+    assert len(lines) == 7
+
+
+def test_a_terminal_shows_the_best_so_far_and_the_last_verdict(ready: list[ReadyCell]) -> None:
+    said = shown(ready, terminal=True)
+    assert "3/3 cells  best 90.0%, full pocket-1m lr=0.002 seed=0" in said
+    assert "[3/3]  full pocket-1m lr=0.003 seed=0  spiky  accuracy 70.0%" in said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_quiet_sweep_says_what_is_wrong_alone(ready: list[ReadyCell], terminal: bool) -> None:
+    assert shown(ready, terminal=terminal, quiet=True).split("\n") == ["MLflow is away", ""]
