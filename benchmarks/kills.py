@@ -1,9 +1,9 @@
 """At least 50 kills (SIGKILL) at random moments of sweeps of 12 cells, each gone on with until it is done.
 
-Who dies is drawn each time: the sweep's process or one below it (a running cell, the process that cells are forked
-from). After each kill of the sweep, and whenever it says that cells are left, the same command is given again. Then
-what MLflow holds is compared with an undisturbed sweep: outcomes, verdicts, every figure that isn't a time or a peak
-of memory, and every step's loss; and each cell has to be complete exactly once.
+Who dies is drawn each time: the sweep's process, one below it (a running cell, the process that cells are forked
+from), or all at once. After each kill of the sweep, and whenever it says that cells are left, the same command is given
+again. Then what MLflow holds is compared with an undisturbed sweep: outcomes, verdicts, every figure that isn't a time
+or a peak of memory, and every step's loss; and each cell has to be complete exactly once.
 """
 
 import math
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,11 +71,12 @@ class Sweep:
         """The complete runs by their names, which tell a grid's cells apart; one that is doubled ends the benchmark."""
         client = MlflowClient(tracking_uri=self.uri)
         (experiment,) = client.search_experiments(filter_string="name = 'kills'")
-        cells = list(client.search_runs([experiment.experiment_id], "tags.kind = 'cell'"))
+        runs = list(client.search_runs([experiment.experiment_id]))
+        cells = [run for run in runs if run.data.tags.get("kind") == "cell"]
         complete = [run for run in cells if is_complete(run)]
         if again := [name for name, count in Counter(run.info.run_name for run in complete).items() if count > 1]:
             sys.exit(f"complete more than once: {', '.join(again)}")
-        if open_runs := [run.info.run_name for run in cells if run.info.status == "RUNNING"]:
+        if open_runs := [run.info.run_name for run in runs if run.info.status == "RUNNING"]:
             sys.exit(f"still open: {', '.join(open_runs)}")
         return {run.info.run_name: run for run in complete}
 
@@ -105,15 +107,17 @@ def ends_within(process: psutil.Popen, seconds: float) -> bool:
 
 
 def kill_one(process: psutil.Popen, chance: random.Random, kills: Counter[str]) -> None:
-    """Kill the sweep or, just as often, one of the processes below it."""
+    """Kill the sweep, one of the processes below it, or all of them."""
     below = process.children(recursive=True)
-    victim, kind = (chance.choice(below), "below") if below and chance.random() < 0.5 else (process, "sweep")
-    try:
-        victim.kill()
-    except psutil.NoSuchProcess:
-        return  # went by itself in this very moment: no kill
-    kills[kind] += 1
-    if victim is process:
+    kind = chance.choices(("sweep", "below", "all"), weights=(2, 2, 1))[0] if below else "sweep"
+    victims = {"sweep": [process], "below": below and [chance.choice(below)], "all": [process, *below]}[kind]
+    killed = 0
+    for victim in victims:
+        with suppress(psutil.NoSuchProcess):  # went by itself in this very moment
+            victim.kill()
+            killed += 1
+    kills[kind] += killed > 0
+    if kind != "below":
         process.wait()
 
 
@@ -178,9 +182,19 @@ def main() -> None:
             starts += killed.starts
             sweeps += 1
     table = Table(title="Kills", title_justify="left")
-    for name in ("kills", "of the sweep", "below it", "sweeps", "cells", "starts", "unequal tables", "minutes"):
+    for name in (
+        "kills",
+        "of the sweep",
+        "below it",
+        "of all",
+        "sweeps",
+        "cells",
+        "starts",
+        "unequal tables",
+        "minutes",
+    ):
         table.add_column(name, justify="right")
-    figures = (kills.total(), kills["sweep"], kills["below"], sweeps, sweeps * CELLS, starts, unequal)
+    figures = (kills.total(), kills["sweep"], kills["below"], kills["all"], sweeps, sweeps * CELLS, starts, unequal)
     table.add_row(*map(str, figures), f"{(time.monotonic() - started) / 60:.0f}")
     Console(width=110).print(table)
     if unequal:

@@ -24,12 +24,14 @@ from mlflow.entities import Run
 
 import ftmatrix.delivery
 import ftmatrix.scheduling
-from ftmatrix.config import Cell
-from ftmatrix.delivery import Delivery
-from ftmatrix.errors import UndeliveredError
-from ftmatrix.isolation import Began, CellProcess, Event
+from ftmatrix.config import Cell, goal_of
+from ftmatrix.delivery import Courier, Delivery
+from ftmatrix.errors import UndeliveredError, first_line
+from ftmatrix.files import replacing
+from ftmatrix.isolation import Began, CellProcess, Event, _with_room
 from ftmatrix.journal import CellLog, Journal, RunFacts
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, is_alive, own_name
+from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import CellResult, Outcome, Phase, Step
 from ftmatrix.recovery import recover
 from ftmatrix.sweep import sweep
@@ -375,6 +377,166 @@ def test_a_full_disk_costs_no_step(store: Store, tmp_path: Path, monkeypatch: py
         log.add([step(1)])
     log.add([step(2)])
     assert [timed.step.index for timed in journal.steps()] == [0, 1, 2]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        log.add([step(3)])
+        with pytest.raises(OSError, match="No space left"):
+            log.end(CellResult(Outcome.COMPLETED))
+    assert journal.look() is None
+    log.end(CellResult(Outcome.COMPLETED))  # the result comes after all steps, or not at all
+    assert [timed.step.index for timed in journal.steps()] == [0, 1, 2, 3]
+    assert journal.look() is not None
+
+
+def test_a_cut_off_file_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with replacing(tmp_path / "file") as file:
+            file.write(b"ne")
+            raise full
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_what_waits_for_room_is_a_full_disk_alone(
+    error: Exception, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def write() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+
+    monkeypatch.setattr("ftmatrix.isolation.time.sleep", lambda _: None)
+    with contextlib.nullcontext() if full else pytest.raises(OSError, match="Permission"):
+        _with_room(write, lambda: False)
+    assert len(calls) == 1 + full
+
+
+def test_a_lost_answer_makes_no_second_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = store.client.create_run
+
+    def asked_again(*arguments: Any, **named: Any) -> Run:
+        real(*arguments, **named)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(store.client, "create_run", asked_again)
+    run_id = store.begin(facts(store))
+    assert [run.info.run_id for run in store.client.search_runs([store.experiment_id])] == [run_id]
+    assert store.run_of(facts(store)) == run_id
+
+
+def test_a_deleted_run_is_made_again_and_costs_the_others_nothing(store: Store, tmp_path: Path) -> None:
+    told: list[str] = []
+    sweep_run = store.client.create_run(store.experiment_id).info.run_id
+    courier = Courier(store, sweep_run, told.append)
+    deliveries = []
+    for name in ("a", "b"):
+        journal = open_journal(tmp_path / "work" / "cells" / name)
+        journal.begin(replace(facts(store), key=name, tags={"record": name, "kind": "cell"}))
+        deliveries.append(Delivery(store, journal))
+        deliveries[-1].open()
+        courier.follow(deliveries[-1])
+    gone = deliveries[0].run_id
+    store.client.delete_run(str(gone))
+    for delivery in deliveries:
+        CellLog(delivery.journal.folder).end(CellResult(Outcome.COMPLETED, steps=1))
+    assert courier.close(60) == []
+    assert courier.away is False
+    assert [line.split("(")[0] for line in told] == ["MLflow takes nothing just now ", "MLflow answers again"]
+    complete = store.client.search_runs([store.experiment_id], "tags.complete = 'true'")
+    assert {run.info.run_id for run in complete} == {delivery.run_id for delivery in deliveries}
+    assert gone not in {run.info.run_id for run in complete}
+
+
+def test_a_run_that_another_process_has_taken_up_is_not_buried(store: Store) -> None:
+    made = store.client.create_run(store.experiment_id, tags={"kind": "cell", OWNER_TAG: "x/1/1"})
+    seen = store.client.get_run(made.info.run_id)
+    store.client.set_tag(made.info.run_id, OWNER_TAG, own_name())
+    assert store.bury(seen) is False
+    assert store.client.get_run(made.info.run_id).info.status == "RUNNING"
+
+
+def test_a_store_is_the_same_with_a_new_password() -> None:
+    assert goal_of("http://me:old@mlflow.example/", "s") == goal_of("http://me:new@mlflow.example", "s")
+    assert goal_of("http://me:old@mlflow.example", "s") != goal_of("http://me:old@mlflow.example", "other")
+
+
+def test_an_unreadable_result_is_said_and_kept(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError("away")
+
+    cell = quick_cell("lr=1e-3", "tracking.patience_minutes=0")
+    with monkeypatch.context() as away:
+        away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
+        with pytest.raises(UndeliveredError):
+            sweep([cell])
+    (result,) = Path(cell.work_dir).glob("cells/*/result.json")
+    result.write_text('{"written by": "another version"}')
+    (row,) = sweep([cell])
+    assert row is not None
+    assert row.outcome is Outcome.CRASHED
+    assert "holds a record that can't be read; mend it, or move it away" in str(row.reason)
+    assert "its record can't be read; it stays there" in capsys.readouterr().out
+    assert result.read_text() == '{"written by": "another version"}'
+
+
+def test_a_waiting_result_without_weights_is_no_answer_to_a_cell_that_keeps_them(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
+        with pytest.raises(UndeliveredError):
+            sweep([quick_cell("lr=1e-3", "tracking.patience_minutes=0")])
+    monkeypatch.setattr("ftmatrix.sweep.recover", lambda *_: [])
+    (row,) = sweep([quick_cell("lr=1e-3", "save_model=true")])
+    assert row is not None
+    assert row.completed
+    store = Store(str(quick_cell().tracking.uri), "ftmatrix")
+    complete = store.client.search_runs([store.experiment_id], "tags.complete = 'true'")
+    assert sorted("weights" in run.data.tags for run in complete) == [False, True]
+
+
+def test_a_cell_that_has_trained_may_finish(quick_cell: QuickCell) -> None:
+    (ready,) = prepare([quick_cell("lr=1e-3")])
+    assert isinstance(ready, ReadyCell)
+    journal = open_journal(ready.folder)
+    journal.begin(replace(facts(Store(str(ready.cell.tracking.uri), "ftmatrix"))))
+    process = CellProcess(ready)
+    phases: list[Phase] = []
+    while Phase.TRAIN not in phases or phases[-1] is not Phase.EVALUATE:
+        event = process.receive()
+        if isinstance(event, Began):
+            phases.append(event.phase)
+    process.ask_to_stop()
+    result = process.last_words(time.monotonic() + 60)
+    process.kill()
+    assert result is not None
+    assert result.outcome is Outcome.COMPLETED
+    assert journal.look() is not None
+
+
+def test_an_error_is_told_without_the_password() -> None:
+    error = OSError("API request to http://me:PlantedWord@127.0.0.1:9/api failed")
+    assert first_line(error) == "API request to http://127.0.0.1:9/api failed"
 
 
 def test_a_bad_record_costs_neither_the_others_nor_the_sweep(
@@ -398,7 +560,7 @@ def test_a_bad_record_costs_neither_the_others_nor_the_sweep(
     lines = recover(store, work)
     assert lines[0] == "1 result(s) of an earlier sweep hadn't reached MLflow; delivered now"
     assert any("cells/a: its record can't be delivered (no such artifact store)" in line for line in lines)
-    assert any("1 record(s) can't be read; look at run.json in" in line and line.endswith("cells/b") for line in lines)
+    assert any(line.endswith("cells/b: its record can't be read; it stays there") for line in lines)
     assert not (work / "cells" / "c").exists()
 
 
@@ -531,6 +693,13 @@ def test_secrets_reach_nothing_that_is_written(sweeps: Sweeps, server: Server, m
     sweeps.uri = server.uri.replace("http://", "http://me:PlantedWordFive@")
     said = sweeps.run("lr=1e-3", f"tracking.uri={sweeps.uri}", "save_model=true")
     said += sweeps.run("lr=1e-3,2", f"tracking.uri={sweeps.uri}", code=2)
+    stranded = sweeps.start("lr=2e-3", f"tracking.uri={sweeps.uri}", "tracking.patience_minutes=0.01", LONG)
+    said += wait_for(stranded, "start  full pocket-1m lr=0.002")
+    server.stop()
+    said += stranded.communicate(timeout=120)[0]
+    assert stranded.returncode == 1
+    assert "MLflow takes nothing just now" in said
+    server.start()
     report = subprocess.run(
         [*PROGRAM, "report"],
         cwd=sweeps.folder,

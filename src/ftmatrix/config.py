@@ -55,10 +55,11 @@ def without_credentials(uri: str) -> str:
 
 
 def goal_of(uri: str, study: str) -> str:
-    """The store and study that a record belongs to, in 8 hex digits: a URI may hold a password."""
+    """The store and study that a record belongs to, in 8 hex digits."""
     if uri.startswith("sqlite:///"):  # elsewhere, the same relative path is another file
         uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return hashlib.sha256(f"{uri}\n{study}".encode()).hexdigest()[:8]
+    place = without_credentials(uri).rstrip("/")  # a new password is no other store
+    return hashlib.sha256(f"{place}\n{study}".encode()).hexdigest()[:8]
 
 
 @dataclass

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -83,8 +83,9 @@ class Display:
         self._follow(f"[{self.done}/{self.total}]  {ready.cell.title}  taken from another sweep")
 
     def tell(self, line: str) -> None:
-        """A line for the person who watches."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        """A line for the person who watches. What can't be printed, as on a full disk, ends no sweep."""
+        with suppress(OSError):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def phase(self, ready: ReadyCell, phase: str) -> None:
         """A cell entered a phase."""

@@ -1,6 +1,7 @@
 """Errors that a user can act on. Each message is one line: the value, the rule, the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from ftmatrix.records import Outcome
@@ -83,5 +84,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What an exception says, cut to one line; a URI in it loses its user and password."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"://[^/\s@]*@", "://", line)[:300]

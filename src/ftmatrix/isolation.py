@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import errno
 import multiprocessing
 import os
 import signal
@@ -16,6 +15,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from ftmatrix.files import is_disk_full
 from ftmatrix.hardware import Device
 from ftmatrix.journal import CellLog
 from ftmatrix.preparation import ReadyCell
@@ -80,6 +80,7 @@ class CellProcess:
         self.ready = ready
         self.connection, theirs = context.Pipe(duplex=False)
         self.phase: Phase | None = None
+        self._has_trained = False
         self._kernel_kills = kernel_kills()
         self._process = context.Process(target=_main, args=(ready, theirs), daemon=True)
         self._process.start()
@@ -94,6 +95,7 @@ class CellProcess:
             event = Ended(self._died())
         if isinstance(event, Began):
             self.phase = event.phase
+            self._has_trained |= event.phase is Phase.TRAIN
         return event
 
     def close(self) -> None:
@@ -106,11 +108,11 @@ class CellProcess:
         """Have the child save its progress and end; it does so between two steps of its training."""
         self._process.terminate()
 
-    def last_words(self, until: float) -> str | None:
-        """The reason with which a child that was asked to stop ends; None where it doesn't train, or not by `until`."""
-        while self.phase is Phase.TRAIN and self.connection.poll(max(0.0, until - time.monotonic())):
+    def last_words(self, until: float) -> CellResult | None:
+        """How a child ends that was asked to stop; None where it has nothing to lose yet, or doesn't end by `until`."""
+        while self._has_trained and self.connection.poll(max(0.0, until - time.monotonic())):
             if isinstance(event := self.receive(), Ended):
-                return event.result.reason
+                return event.result
         return None
 
     def kill(self) -> None:
@@ -159,8 +161,9 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
         result = _run(ready, reporter, stop.is_set)
     except BaseException as error:
         result = CellResult(Outcome.CRASHED, f"{type(error).__name__} while starting: {error}")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     connection.send(Ended(result))
     connection.close()
 
@@ -190,7 +193,8 @@ def _run(ready: ReadyCell, reporter: "_Reporter", stopping: Callable[[], bool]) 
         _with_room(lambda: write_files(ready, trained, ready.files), stopping)
         _with_room(lambda: reporter.log.end(trained.result), stopping)
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         with contextlib.suppress(OSError):
             reporter.flush()
         return failure(error, run)
@@ -258,8 +262,7 @@ def _with_room(write: Callable[[], None], stopping: Callable[[], bool]) -> None:
     while True:
         try:
             return write()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or stopping() or time.monotonic() > until:
+        except Exception as error:
+            if not is_disk_full(error) or stopping() or time.monotonic() > until:
                 raise
-            print(f"the disk is full ({error}); waiting for room", file=sys.stderr, flush=True)
             time.sleep(1)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +41,6 @@ class RunFacts:
     tags: dict[str, str]
     parameters: dict[str, str]
     data: DataFacts | None = None
-    run_id: str | None = None
-    """The run in MLflow, once there is one."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,21 @@ class TimedResult:
 
 
 class Journal:
-    """One record. Beside the cell's process its holder alone may write it: `claim` is how to become that."""
+    """One record. Beside the cell's process its holder alone may write it: `claim` is how to become that.
+
+    One that is there and can't be read (`is_readable`) may hold the only copy of a result: it is left as it is.
+    """
 
     def __init__(self, folder: Path, claimed: FileLock | None = None) -> None:
         self.folder, self._claimed = folder, claimed
-        self.facts = read_facts(folder)
-        self.result = self._stored_result()
+        self.facts: RunFacts | None = None
+        self.result: TimedResult | None = None
+        try:
+            self.facts = read_facts(folder)
+            self.result = self._stored_result()
+            self.is_readable = True
+        except (OSError, ValueError):
+            self.is_readable = False
 
     @classmethod
     def in_memory(cls, facts: RunFacts) -> "Journal":
@@ -104,6 +111,7 @@ class Journal:
             if path not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.result = None
+        self.is_readable = True
         self.files.mkdir()
         self.note(facts)
 
@@ -118,8 +126,12 @@ class Journal:
         return self.folder / "files"
 
     def steps(self, start: int = 0) -> list[TimedStep]:
-        """The steps so far, from a place on. A last line that is still being written is left for the next call."""
-        return list(_steps(self.folder / "steps.jsonl"))[start:]
+        """The steps so far, from a place on. A last line that is still being written is left for the next call.
+
+        Raises:
+            OSError: they are there and can't be read just now.
+        """
+        return _steps(self.folder / "steps.jsonl")[start:]
 
     def end(self, result: CellResult) -> None:
         """Note a result. It stays in memory where the disk takes no more."""
@@ -130,7 +142,11 @@ class Journal:
         self.result = timed
 
     def look(self) -> TimedResult | None:
-        """The result, if the cell's process has left one by now."""
+        """The result, if the cell's process has left one by now.
+
+        Raises:
+            OSError, ValueError: it is there and can't be read.
+        """
         self.result = self.result or self._stored_result()
         return self.result
 
@@ -142,11 +158,9 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stored_result(self) -> TimedResult | None:
-        try:
-            timed = from_json(TimedResult, (self.folder / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return timed if self.facts is not None and timed.key == self.facts.key else None
+        text = _text(self.folder / "result.json")
+        timed = from_json(TimedResult, text) if text is not None else None
+        return timed if timed and self.facts and timed.key == self.facts.key else None
 
 
 class CellLog:
@@ -162,14 +176,24 @@ class CellLog:
         """Write steps, which outlive this process from then on. Where the disk is full they wait for the next call."""
         now = int(time.time() * 1000)
         self._unwritten += [json.dumps([now, asdict(step)]) for step in steps]
-        with suppress(OSError), (self.folder / "steps.jsonl").open("a", encoding="utf-8") as file:
-            file.write("\n".join(["", *self._unwritten, ""]))  # a line that was cut off ends here
-            file.flush()
-            self._unwritten = []
+        with suppress(OSError):
+            self._write_down()
 
     def end(self, result: CellResult) -> None:
-        """Leave the result; nothing follows."""
+        """Leave the result; nothing follows.
+
+        Raises:
+            OSError: the disk takes no more. Asked again, it goes on.
+        """
+        self._write_down()
         _write(self.folder / "result.json", TimedResult(int(time.time() * 1000), self.key, result))
+
+    def _write_down(self) -> None:
+        if self._unwritten:
+            with (self.folder / "steps.jsonl").open("a", encoding="utf-8") as file:
+                file.write("\n".join(["", *self._unwritten, ""]))  # a line that was cut off ends here
+                file.flush()
+                self._unwritten = []
 
 
 def _write(path: Path, record: object) -> None:
@@ -178,22 +202,28 @@ def _write(path: Path, record: object) -> None:
 
 
 def read_facts(folder: Path) -> RunFacts | None:
-    """What a record's folder says of its run; None where it holds no record, or none that can be read."""
+    """What a record's folder says of its run; None where it holds no record.
+
+    Raises:
+        OSError, ValueError: it holds one that can't be read.
+    """
+    text = _text(folder / "run.json")
+    return None if text is None else from_json(RunFacts, text)
+
+
+def _text(path: Path) -> str | None:
+    """A file's text; None where there is no such file, and only then."""
     try:
-        return from_json(RunFacts, (folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _steps(path: Path) -> Iterator[TimedStep]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except OSError:
-        return
-    index = 0
-    for line in lines:
+def _steps(path: Path) -> list[TimedStep]:
+    steps: list[TimedStep] = []
+    for line in (_text(path) or "").split("\n")[:-1]:
         with suppress(ValueError, TypeError):  # cut off by a full disk, and written again
             at_ms, step = json.loads(line)
-            if step["index"] == index:
-                yield TimedStep(at_ms, Step(**step))
-                index += 1
+            if step["index"] == len(steps):
+                steps.append(TimedStep(at_ms, Step(**step)))
+    return steps

@@ -19,7 +19,6 @@ class Found(Enum):
     STOPPED = "cell(s) were running when an earlier sweep died; their runs are closed, they go on from what they saved"
     DEAD = "run(s) of dead processes were still open; closed"
     ELSEWHERE = "record(s) of other studies or stores wait here; a sweep of theirs delivers them"
-    UNREADABLE = "record(s) can't be read; look at run.json in"
 
 
 def recover(store: Store, work_dir: Path) -> list[str]:
@@ -30,26 +29,24 @@ def recover(store: Store, work_dir: Path) -> list[str]:
         journal = Journal.claim(path.parent)
         if journal is None:  # another sweep's, at this moment
             continue
+        if not journal.is_readable:
+            lines.append(f"{path.parent}: its record can't be read; it stays there")
+            journal.release()
+            continue
         try:
-            kind = _settle(journal, store)
+            found[_settle(journal, store)] += 1
         except Exception as error:  # one bad record must cost neither the others nor this sweep
             lines.append(f"{path.parent}: its record can't be delivered ({first_line(error)}); it stays there")
-            continue
         finally:
             journal.release()
-        found[kind] += 1
-        if kind is Found.UNREADABLE:
-            lines.append(f"1 {kind.value} {path.parent}")
     for run in store.going():
-        if not is_alive(run):
-            store.bury(run)
+        if not is_alive(run) and store.bury(run):
             found[Found.DEAD] += 1
-    return [f"{count} {kind.value}" for kind, count in found.items() if kind is not Found.UNREADABLE] + lines
+    return [f"{count} {kind.value}" for kind, count in found.items()] + lines
 
 
 def _settle(journal: Journal, store: Store) -> Found:
-    if journal.facts is None:
-        return Found.UNREADABLE
+    assert journal.facts is not None
     if journal.facts.goal != store.goal:
         return Found.ELSEWHERE
     late = journal.look() is not None

@@ -1,13 +1,16 @@
 """A running cell's progress on disk, from which the same cell goes on as if nothing had happened."""
 
 import pickle
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ftmatrix.errors import first_line
 from ftmatrix.files import replacing
 from ftmatrix.records import MemoryParts, PhasePeak, Step, from_json, to_json
 
@@ -52,8 +55,17 @@ class ProgressFile:
         """Whether it is time to save."""
         return self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
 
-    def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Replace what was saved, in one stroke: a death in the middle leaves the old file."""
-        with replacing(self.path) as file:
-            torch.save({"progress": to_json(progress), **state}, file)
+    def save(self, progress: Progress, state: dict[str, Any]) -> bool:
+        """Replace what was saved, in one stroke: a death in the middle leaves the old file, and so does a full disk.
+
+        Whether it was saved: without it the cell can go on, if not be gone on with.
+        """
         self._saved_at = time.monotonic()
+        try:
+            with replacing(self.path) as file:
+                torch.save({"progress": to_json(progress), **state}, file)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            with suppress(OSError):  # the log may lie on the same disk
+                print(f"progress can't be saved: {first_line(error)}", file=sys.stderr)
+            return False
+        return True

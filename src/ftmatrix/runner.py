@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 OUT_OF_MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "_alloc_failed", "memoryallocation")
 """How torch, the system and the GPU libraries say so: "can't allocate memory", CUBLAS_STATUS_ALLOC_FAILED, …"""
 
+GOES_ON = "the same command goes on from there"
+NOT_SAVED = "its progress couldn't be saved: the same command goes on from what was saved before, if anything"
+
 Emit = Callable[[Phase | Step], None]
 """Called with each phase as it begins and each optimizer step as it is done."""
 
@@ -134,6 +137,7 @@ class CellRun:
         steps = list(before.steps)
         for step in steps:
             self.emit(step)
+        saved = False
         for step in trainer.steps(start=len(steps)):
             steps.append(step)
             self.emit(step)
@@ -146,9 +150,9 @@ class CellRun:
                     self.meter.so_far(),
                     self.watch.so_far(),
                 )
-                self.file.save(progress, trainer.state())
+                saved = self.file.save(progress, trainer.state())
             if self.stopping():
-                raise StoppedError(f"stopped after step {step.index}; the same command goes on from there")
+                raise StoppedError(f"stopped after step {step.index}; {GOES_ON if saved else NOT_SAVED}")
         return steps
 
     def _load(self) -> nn.Module:

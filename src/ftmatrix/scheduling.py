@@ -15,15 +15,15 @@ from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
 from ftmatrix.journal import Journal
 from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.recording import facts_of
+from ftmatrix.recording import WEIGHTS_TAG, facts_of
 from ftmatrix.records import CellResult, Outcome
-from ftmatrix.tracking import Store, is_complete, serves
+from ftmatrix.tracking import Store, serves
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STOP_SECONDS = 20
-"""How long a stopped cell may take to save its progress."""
+"""How long a stopped cell may take to save its progress, or to finish what comes after its training."""
 POLL_SECONDS = 0.5
 """How long an interrupt may wait for the next event."""
 LOOK_SECONDS = 5.0
@@ -81,16 +81,20 @@ class Scheduler:
             journal = Journal.claim(ready.folder)
             if journal is None:
                 return False
-            if (left := journal.look()) and left.result.outcome is Outcome.COMPLETED:  # of a sweep that just died
-                self._take_up(ready, Delivery(self.store, journal))
-                self.display.taken(ready)
-                return True
-            elsewhere = None if self.courier.trouble else self._asked(lambda: self._elsewhere_now(ready))
+            _check_free(journal)
+            if (left := journal.result) and left.result.outcome is Outcome.COMPLETED:  # of a sweep that just died
+                if _is_enough(journal, ready):
+                    self._take_up(ready, Delivery(self.store, journal))
+                    self.display.taken(ready)
+                    return True
+                Delivery(self.store, journal).advance()  # first: what begins now begins on an empty record
+                return self._start(ready)
+            elsewhere = None if self.courier.away else self._asked(lambda: self._elsewhere_now(ready))
             if elsewhere is not None:
                 journal.release()
                 return self._take_from(ready, elsewhere)
             journal.begin(facts, keep=() if ready.cell.force else (ready.progress,))
-        except OSError as error:
+        except Exception as error:  # the disk, an unreadable record, a store that doesn't take the one that waits
             if journal is not None:
                 journal.release()
             delivery = Delivery(self.store, Journal.in_memory(facts))
@@ -102,7 +106,7 @@ class Scheduler:
         return self._launch(ready, Delivery(self.store, journal))
 
     def _launch(self, ready: ReadyCell, delivery: Delivery) -> bool:
-        if not self.courier.trouble and self._asked(lambda: self._gives_way(ready, delivery)):
+        if not self.courier.away and self._asked(lambda: self._gives_way(ready, delivery)):
             return False
         warm_up(ready.accelerator.device)
         self.display.began(ready)
@@ -120,8 +124,8 @@ class Scheduler:
         self.courier.follow(delivery)
 
     def _take_from(self, ready: ReadyCell, run: "Run") -> bool:
-        """Take another sweep's result for this one's, if it is there."""
-        if not is_complete(run):
+        """Take another sweep's result for this one's, if it is there and enough."""
+        if ready.cell.force or not serves(run, ready):
             return False
         self._elsewhere[ready.fingerprint] = run.info.run_id
         self.display.taken(ready)
@@ -138,7 +142,7 @@ class Scheduler:
 
         Asked once the run is there, so that of two that begin at once each sees the other.
         """
-        own = delivery.open().run_id
+        own = delivery.open(starting=True).run_id
         runs = self.store.runs_of(ready.fingerprint)
         first = min(_going(runs), key=lambda run: (run.info.start_time, run.info.run_id), default=None)
         finished = not ready.cell.force and any(serves(run, ready) for run in runs)
@@ -178,24 +182,39 @@ class Scheduler:
         self.display.ended(ready, left.result if left else result)
 
     def _stop(self) -> None:
-        """End every running cell, with its progress saved where it trains."""
+        """End every running cell: one that trains saves its progress, one that has trained may finish in time."""
         for process, _ in self.running.values():
             process.ask_to_stop()
         patience = time.monotonic() + STOP_SECONDS
+        last_words: dict[Connection, CellResult | None] = {}
         try:
-            for process, delivery in self.running.values():
-                reason = None
+            for connection, (process, _) in self.running.items():
                 try:
-                    reason = process.last_words(patience)
+                    last_words[connection] = process.last_words(patience)
                 except KeyboardInterrupt:  # asked twice: no more waiting
                     patience = 0.0
-                if delivery.journal.look() is None:
-                    delivery.journal.end(CellResult(Outcome.INTERRUPTED, reason or "the sweep was stopped"))
-                    self.stopped += 1
         finally:
-            for process, _ in self.running.values():
-                process.kill()
+            for connection, (process, delivery) in self.running.items():
+                process.kill()  # before its record is looked at: nothing is written after that
+                result = last_words.get(connection) or CellResult(Outcome.INTERRUPTED, "the sweep was stopped")
+                if result.outcome is Outcome.INTERRUPTED and delivery.journal.look() is None:
+                    delivery.journal.end(result)
+                    self.stopped += 1
+                else:
+                    self._ended(process.ready, delivery, result)
             self.running.clear()
+
+
+def _check_free(journal: Journal) -> None:
+    """Refuse a folder in which something lies that may be the only copy of a result."""
+    if not journal.is_readable:
+        raise OSError(f"{journal.folder} holds a record that can't be read; mend it, or move it away")
+
+
+def _is_enough(journal: Journal, ready: ReadyCell) -> bool:
+    """Whether the result that waits in a record has all that the cell asks for."""
+    assert journal.facts is not None
+    return not ready.cell.force and (not ready.cell.save_model or WEIGHTS_TAG in journal.facts.tags)
 
 
 def _going(runs: "Sequence[Run]") -> "list[Run]":

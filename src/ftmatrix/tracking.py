@@ -166,18 +166,30 @@ class Store:
         return sorted((point.step, point.value) for point in points)
 
     def begin(self, facts: RunFacts) -> str:
-        """Open the run of a cell."""
+        """Open the run of a cell.
+
+        MLflow asks again where an answer got lost, and may have made a run each time: one of them stays.
+        """
         made = self.client.create_run(
             self.experiment_id, start_time=facts.started_ms, tags=facts.tags, run_name=facts.name
         )
-        return str(made.info.run_id)
+        first, *twins = sorted({made.info.run_id, *(run.info.run_id for run in self._of_record(facts))})
+        for twin in twins:
+            self.client.delete_run(twin)
+        return str(first)
 
     def run_of(self, facts: RunFacts) -> str | None:
         """The run that was opened with these facts, if there is one and nobody has deleted it."""
-        run = next(self._search(f"tags.{KEY_TAG} = '{facts.key}'"), None)
-        if run is not None and "reason" in run.data.tags:  # somebody took its process for dead
+        run = next(self._of_record(facts), None)
+        if run is None:
+            return None
+        self.client.set_tag(run.info.run_id, OWNER_TAG, own_name())
+        if "reason" in run.data.tags:  # somebody took its process for dead
             self.client.delete_tag(run.info.run_id, "reason")
-        return run.info.run_id if run is not None else None
+        return str(run.info.run_id)
+
+    def _of_record(self, facts: RunFacts) -> "Iterator[Run]":
+        return self._search(f"tags.{KEY_TAG} = '{facts.key}'")
 
     def record(self, facts: RunFacts, result: CellResult) -> str:
         """The run of a cell that never started."""
@@ -185,6 +197,14 @@ class Store:
         writer.open(facts)
         writer.finish(TimedResult(int(time.time() * 1000), facts.key, result))
         return writer.run_id
+
+    def answers(self) -> bool:
+        """Whether the store answers a small question."""
+        try:
+            self.client.get_experiment(self.experiment_id)
+        except Exception:
+            return False
+        return True
 
     def going(self) -> "list[Run]":
         """Runs of cells and sweeps that nobody has closed."""
@@ -199,14 +219,18 @@ class Store:
         """Say that the process behind a run is alive."""
         self.client.set_tag(run_id, SEEN_TAG, str(int(time.time() * 1000)))
 
-    def bury(self, run: "Run") -> None:
-        """Close the run of a process that is gone."""
-        if is_complete(run):  # it died between the last two words
+    def bury(self, run: "Run") -> bool:
+        """Close the run of a process that is gone, unless another has taken it up by now. Whether it did."""
+        now = self.client.get_run(run.info.run_id)
+        if now.info.status != "RUNNING" or now.data.tags.get(OWNER_TAG) != run.data.tags.get(OWNER_TAG):
+            return False
+        if is_complete(now):  # it died between the last two words
             self.client.set_terminated(run.info.run_id, "FINISHED")
-            return
+            return True
         self.client.set_tag(run.info.run_id, "outcome", Outcome.INTERRUPTED.value)
         self.client.set_tag(run.info.run_id, "reason", "the process that ran it is gone")
         self.client.set_terminated(run.info.run_id, "KILLED")
+        return True
 
     @contextmanager
     def sweep(self, name: str, cells: int) -> Iterator[SweepWriter]:
