@@ -11,35 +11,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from benchmarks.shapes import SHAPES, build
 from ftmatrix.data import Pocket
 from ftmatrix.framing import Framer, Framing
-from ftmatrix.models import ARCHITECTURES, PACKAGED
 
-MODELS = {"smollm2-135m": "HuggingFaceTB--SmolLM2-135M", "gemma3-270m": "google--gemma-3-270m"}
 BATCHES = (16, 4)
 TRAINED = 64
 """Messages to train on, and to test on: enough for each batch shape, few enough for a minute a cell."""
 WITHIN = 10
 """Per cent that a good forecast may be off."""
 SETTINGS = ("training.epochs=1", "training.precision=fp32", "n_jobs=1", "study=memory")
-
-
-def build(folder: Path, name: str) -> Path:
-    """A model of a real shape, as a hub would have it: bf16 safetensors with a tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "pocket-1m")
-    config = AutoConfig.from_pretrained(ARCHITECTURES / MODELS[name])
-    config.update({f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")})
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / name)
-    return folder / name
 
 
 def write_data(folder: Path) -> Path:
@@ -79,7 +66,7 @@ def main() -> None:
         folder = Path(scratch)
         data = write_data(folder)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
-        for name in MODELS:
+        for name in SHAPES:
             grid = ("method=full,lora,qlora", f"training.batch_size={','.join(map(str, BATCHES))}", "lr=1e-5")
             source = ("model=local", f"model.path={build(folder, name)}", "data=csv", f"data.path={data}")
             subprocess.run(

@@ -154,7 +154,7 @@ def _main(ready: ReadyCell, connection: Connection) -> None:
     _be_the_first_to_go()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    _steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
+    steady_allocator(SMALL_MODELS_LARGE_BLOCK_BYTES if ready.checkpoint.is_small else LARGE_BLOCK_BYTES)
     try:
         _redirect_output(ready)
         reporter = _Reporter(connection, CellLog(ready.folder))
@@ -226,7 +226,7 @@ class _Reporter:
             self.connection.send(Stepped(tuple(held)))
 
 
-def _steady_allocator(large_block_bytes: int) -> None:
+def steady_allocator(large_block_bytes: int) -> None:
     """Have glibc give large blocks back as soon as they are freed, so that a CPU's peaks are true (mallopt(3)).
 
     Left alone it raises its own threshold as blocks come and go: what a cell's peak reads then depends on their order,
