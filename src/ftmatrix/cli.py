@@ -27,6 +27,7 @@ ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning ra
   ftmatrix experiment=NAME                                   a study: {studies}
   ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
   ftmatrix report [STUDY] [--json] [--exit-code]             what a study's cells come to, and its claims' answers
+  ftmatrix register [STUDY] [--name=NAME]                    the study's best cell, for MLflow's model registry
   ftmatrix ui                                                MLflow's user interface on the store
 
 Axes
@@ -55,7 +56,7 @@ Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 
 `report --exit-code`: 0 all claims supported, 3 one contradicted, 4 none contradicted but one open.
 """
 
-COMMANDS = ("plan", "report", "ui", "help")
+COMMANDS = ("plan", "report", "register", "ui", "help")
 """Words that stand alone at the front."""
 
 REPORT_FLAGS = ("--json", "--exit-code")
@@ -109,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
-        case [] | ["-h" | "--help" | "help", *_] | ["plan" | "report", "-h" | "--help"]:
+        case [] | ["-h" | "--help" | "help", *_] | ["plan" | "report" | "register", "-h" | "--help"]:
             print(_help())
         case ["--version"]:
             print(f"ftmatrix {version('ftmatrix')}")
@@ -117,6 +118,8 @@ def _dispatch(arguments: list[str]) -> None:
             _hydra([*rest, "plan=true"])
         case ["report", *rest]:
             _report(rest)
+        case ["register", *rest]:
+            _register(rest)
         case ["ui", *rest]:
             _ui(rest)
         case [word, *_] if word.isidentifier():
@@ -189,6 +192,26 @@ def _report(arguments: list[str]) -> None:
     answers = {finding.answer for finding in summary.findings}
     if "--exit-code" in flags and answers - {Answer.SUPPORTED}:
         raise ClaimsOpenError(contradicted=Answer.CONTRADICTED in answers)
+
+
+def _register(arguments: list[str]) -> None:
+    """Register a study's best cell, and say how it is served."""
+    from ftmatrix.config import Tracking
+    from ftmatrix.registry import register_best
+    from ftmatrix.tracking import Store
+
+    flags = dict(word.partition("=")[::2] for word in arguments if word.startswith("-"))
+    names = [word for word in arguments if not word.startswith("-")]
+    if unknown := sorted(set(flags) - {"--name"}):
+        raise ConfigError(f"register {unknown[0]}: no such option; {nearest(unknown[0], ['--name'])}")
+    if len(names) > 1:
+        raise ConfigError(f"register {' '.join(names)}: takes one study at most, such as `ftmatrix register pocket`")
+    study = names[0] if names else "ftmatrix"
+    name = flags.get("--name") or f"ftmatrix-{study}"
+    store = Store(Tracking().store, study, create=False)
+    row, version = register_best(store, name)
+    print(f"{row.method} {row.model} lr={row.lr:g} seed={row.seed} is {name}, version {version}; served by")
+    print(f"MLFLOW_TRACKING_URI={store.shown} mlflow models serve -m models:/{name}/{version} --env-manager local")
 
 
 def _ui(arguments: list[str]) -> None:

@@ -72,6 +72,7 @@ class Row:
     settings: dict[str, str]
     facts: dict[str, str] = field(default_factory=dict)
     """What the settings came to: device, precision, model commit, data digest, versions."""
+    keeps_weights: bool = False
 
     @property
     def completed(self) -> bool:
@@ -283,4 +284,5 @@ def _row(run: "Run") -> Row:
         metrics=dict(run.data.metrics),
         settings=dict(run.data.params),
         facts={name: value for name, value in tags.items() if name.startswith(FACTS)},
+        keeps_weights=WEIGHTS_TAG in tags,
     )

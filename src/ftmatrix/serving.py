@@ -1,0 +1,79 @@
+"""A fine-tuned cell as a model that MLflow serves: messages in, intents of its label set out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mlflow.pyfunc.model import PythonModel
+
+from ftmatrix.checkpoints import Checkpoint
+from ftmatrix.evaluation import Evaluator
+from ftmatrix.framing import Framer, Framing
+from ftmatrix.hardware import Device, Precision, pick
+from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
+from ftmatrix.models import Model, load_model, load_tokenizer
+from ftmatrix.records import from_json
+from ftmatrix.settings import Evaluating
+
+FACTS, WEIGHTS = "cell.json", "model"
+"""In the folder of a served cell: what it was, and its adapter or its whole model with the tokenizer."""
+
+
+@dataclass(frozen=True)
+class ServedCell:
+    """What has to be known of a cell to answer as it did. `base` is the model under an adapter (None: no adapter)."""
+
+    labels: tuple[str, ...]
+    template: str
+    spaces_for_underscores: bool
+    max_length: int
+    precision: Precision
+    base: dict[str, Any] | None = None
+    quantize: Quantization = Quantization.none
+
+    @property
+    def framing(self) -> Framing:
+        """How messages become prompts."""
+        return Framing(self.template, self.spaces_for_underscores, self.max_length)
+
+    @property
+    def method(self) -> Method:
+        """How the weights are to be loaded."""
+        return FullFineTuning(name="full") if self.base is None else Lora(name="lora", quantize=self.quantize)
+
+
+class IntentModel(PythonModel):
+    """Answers with decoding restricted to the label set, on whatever device there is."""
+
+    def load_context(self, context: Any) -> None:
+        """Load weights and tokenizer.
+
+        Raises:
+            ModelError: the base model isn't here and can't be fetched.
+        """
+        folder = Path(context.artifacts["cell"])
+        cell = from_json(ServedCell, (folder / FACTS).read_text(encoding="utf-8"))
+        own = Checkpoint(folder / WEIGHTS, "", 0)
+        accelerator = pick(Device.auto)
+        model: Any = load_model(
+            own if cell.base is None else Model(**cell.base).locate(),
+            dtype=cell.method.weights_dtype(cell.precision),
+            device=accelerator.kind,
+            quantization=cell.method.quantization(cell.precision),
+            attention=str((cell.base or {}).get("attention", "sdpa")),
+        )
+        if cell.base is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(folder / WEIGHTS))
+        framer = Framer(cell.framing, load_tokenizer(own), cell.labels)
+        self.evaluator = Evaluator(
+            model, framer, settings=Evaluating(), accelerator=accelerator, precision=cell.precision
+        )
+
+    @torch.no_grad()
+    def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]
+        """The intent of each message."""
+        prompts = self.evaluator.framer.prompts(model_input)
+        return self.evaluator.choose([tuple(prompt) for prompt in prompts])
