@@ -475,17 +475,24 @@ def test_a_store_is_the_same_with_a_new_password() -> None:
     assert goal_of("http://me:old@mlflow.example", "s") != goal_of("http://me:old@mlflow.example", "other")
 
 
-def test_an_unreadable_result_is_said_and_kept(
-    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def strand(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a cell whose result stays on this disk."""
+
     def refuse(*_: object) -> bool:
         raise OSError("away")
 
-    cell = quick_cell("lr=1e-3", "tracking.patience_minutes=0")
+    impatient = replace(cell, tracking=replace(cell.tracking, patience_minutes=0))
     with monkeypatch.context() as away:
         away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
         with pytest.raises(UndeliveredError):
-            sweep([cell])
+            sweep([impatient])
+
+
+def test_an_unreadable_result_is_said_and_kept(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = quick_cell("lr=1e-3")
+    strand(cell, monkeypatch)
     (result,) = Path(cell.work_dir).glob("cells/*/result.json")
     result.write_text('{"written by": "another version"}')
     (row,) = sweep([cell])
@@ -499,13 +506,7 @@ def test_an_unreadable_result_is_said_and_kept(
 def test_a_waiting_result_without_weights_is_no_answer_to_a_cell_that_keeps_them(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> bool:
-        raise OSError("away")
-
-    with monkeypatch.context() as away:
-        away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
-        with pytest.raises(UndeliveredError):
-            sweep([quick_cell("lr=1e-3", "tracking.patience_minutes=0")])
+    strand(quick_cell("lr=1e-3"), monkeypatch)
     monkeypatch.setattr("ftmatrix.sweep.recover", lambda *_: [])
     (row,) = sweep([quick_cell("lr=1e-3", "save_model=true")])
     assert row is not None
@@ -587,13 +588,7 @@ def test_a_run_that_was_deleted_is_made_again(store: Store, tmp_path: Path) -> N
 def test_a_result_that_waits_is_taken_and_not_trained_again(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> bool:
-        raise OSError("away")
-
-    with monkeypatch.context() as away:
-        away.setattr(ftmatrix.delivery.Delivery, "advance", refuse)
-        with pytest.raises(UndeliveredError):
-            sweep([quick_cell("lr=1e-3", "tracking.patience_minutes=0")])
+    strand(quick_cell("lr=1e-3"), monkeypatch)
     capsys.readouterr()
     monkeypatch.setattr("ftmatrix.sweep.recover", lambda *_: [])  # as if it had come after this sweep's start
     (row,) = sweep([quick_cell("lr=1e-3")])

@@ -69,7 +69,8 @@ def served(quick_cell: QuickCell, store: Store, tmp_path: Path) -> Iterator[str]
         port = free.getsockname()[1]
     command = ["models", "serve", "-m", f"models:/intents/{version}", "--env-manager", "local", "--port", str(port)]
     with (tmp_path / "server.log").open("w") as log:
-        environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as where the environment is activated
+        environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "PATH": path}
         process = subprocess.Popen([sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:

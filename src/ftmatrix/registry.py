@@ -9,7 +9,6 @@ import yaml
 
 import ftmatrix
 from ftmatrix.errors import ConfigError
-from ftmatrix.hardware import Precision
 from ftmatrix.methods import Quantization
 from ftmatrix.records import to_json
 from ftmatrix.serving import FACTS, WEIGHTS, ServedCell
@@ -90,7 +89,7 @@ def _served(store: Store, row: Row, settings: dict[str, Any], *, adapted: bool) 
         template=framing["template"],
         spaces_for_underscores=framing["spaces_for_underscores"],
         max_length=framing["max_length"],
-        precision=Precision(str(result.precision).split()[0]),
+        precision=str(result.precision).split()[0],
         base=base if adapted else None,
-        quantize=Quantization(settings["method"].get("quantize", "none")),
+        quantize=settings["method"].get("quantize", Quantization.none.value),
     )

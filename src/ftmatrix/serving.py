@@ -1,11 +1,11 @@
 """A fine-tuned cell as a model that MLflow serves: messages in, intents of its label set out."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from mlflow.pyfunc.model import PythonModel
 
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.evaluation import Evaluator
@@ -15,6 +15,10 @@ from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import Model, load_model, load_tokenizer
 from ftmatrix.records import from_json
 from ftmatrix.settings import Evaluating
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow's, at its own classes
+    from mlflow.pyfunc.model import PythonModel
 
 FACTS, WEIGHTS = "cell.json", "model"
 """In the folder of a served cell: what it was, and its adapter or its whole model with the tokenizer."""
@@ -28,9 +32,9 @@ class ServedCell:
     template: str
     spaces_for_underscores: bool
     max_length: int
-    precision: Precision
+    precision: str
     base: dict[str, Any] | None = None
-    quantize: Quantization = Quantization.none
+    quantize: str = Quantization.none.value
 
     @property
     def framing(self) -> Framing:
@@ -40,7 +44,11 @@ class ServedCell:
     @property
     def method(self) -> Method:
         """How the weights are to be loaded."""
-        return FullFineTuning(name="full") if self.base is None else Lora(name="lora", quantize=self.quantize)
+        return (
+            FullFineTuning(name="full")
+            if self.base is None
+            else Lora(name="lora", quantize=Quantization(self.quantize))
+        )
 
 
 class IntentModel(PythonModel):
@@ -55,22 +63,18 @@ class IntentModel(PythonModel):
         folder = Path(context.artifacts["cell"])
         cell = from_json(ServedCell, (folder / FACTS).read_text(encoding="utf-8"))
         own = Checkpoint(folder / WEIGHTS, "", 0)
-        accelerator = pick(Device.auto)
+        accelerator, precision = pick(Device.auto), Precision(cell.precision)
         model: Any = load_model(
             own if cell.base is None else Model(**cell.base).locate(),
-            dtype=cell.method.weights_dtype(cell.precision),
+            dtype=cell.method.weights_dtype(precision),
             device=accelerator.kind,
-            quantization=cell.method.quantization(cell.precision),
+            quantization=cell.method.quantization(precision),
             attention=str((cell.base or {}).get("attention", "sdpa")),
         )
-        if cell.base is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(folder / WEIGHTS))
+        if isinstance(cell.method, Lora):
+            model = cell.method.restore(model, folder / WEIGHTS, precision)
         framer = Framer(cell.framing, load_tokenizer(own), cell.labels)
-        self.evaluator = Evaluator(
-            model, framer, settings=Evaluating(), accelerator=accelerator, precision=cell.precision
-        )
+        self.evaluator = Evaluator(model, framer, settings=Evaluating(), accelerator=accelerator, precision=precision)
 
     @torch.no_grad()
     def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]

@@ -4,6 +4,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ftmatrix.errors import ConfigError
@@ -87,10 +88,7 @@ class Lora(Method):
     def adapt(self, model: "PreTrainedModel", precision: Precision) -> "torch.nn.Module":
         from peft import LoraConfig, TaskType, get_peft_model
 
-        if self.quantize is Quantization.nf4:
-            _keep_arithmetic(model)
-        if precision is Precision.mixed:
-            _halve_linear_weights(model)
+        self._prepare_base(model, precision)
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.r,
@@ -102,6 +100,20 @@ class Lora(Method):
         )
         # PEFT freezes the base; its own upcast of half-precision adapters is what "mixed" means, and not what bf16 does
         return get_peft_model(model, config, autocast_adapter_dtype=precision is not Precision.bf16)
+
+    def restore(self, model: "PreTrainedModel", adapter: Path, precision: Precision) -> "torch.nn.Module":
+        """A base model with an adapter that was trained on it and saved."""
+        from peft import PeftModel
+
+        self._prepare_base(model, precision)
+        return PeftModel.from_pretrained(model, str(adapter))
+
+    def _prepare_base(self, model: "PreTrainedModel", precision: Precision) -> None:
+        """Have the base compute as it does in training."""
+        if self.quantize is Quantization.nf4:
+            _keep_arithmetic(model)
+        if precision is Precision.mixed:
+            _halve_linear_weights(model)
 
 
 def _halve_linear_weights(model: "PreTrainedModel") -> None:
