@@ -69,8 +69,8 @@ def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
         lines.append("No finished cell to tell the time by yet.")
     peaks = [(item.forecast.most_bytes, item.prepared.cell.title) for item in running if item.forecast is not None]
     if peaks:
-        peak, title = max(peaks)
-        lines.append(f"Highest peak: {title}, {gibibytes(peak)}.")
+        peak, title = max(peaks, key=lambda found: found[0])
+        lines.append(f"Highest peak of what would run: {title}, {gibibytes(peak)}.")
     if any(isinstance(item.prepared, UnfetchedCell) and item.forecast for item in planned):
         lines.append(
             "≤: a bound, counted with a tokenizer of few words or, without the data, at framing.max_length; exact once "

@@ -67,6 +67,9 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.shown}, experiment {store.study!r}; `make ui` shows every run."
+    page = REPORTS / store.study / "report.html"
+    if reported is None and page.exists():
+        reported = _compared(page)
     compared = reported or f"`ftmatrix report {store.study}` compares methods, rates and seeds."
     for line in (compared, recorded):
         console.print(line, highlight=False, soft_wrap=True)
@@ -84,7 +87,11 @@ def _report(store: Store, writer: SweepWriter) -> str:
         writer.files(files, "report")
     except (OSError, MlflowException) as error:
         return f"No report ({first_line(error)}); `ftmatrix report {store.study}` makes it later."
-    return f"Compared, with plots: {files[0]}"
+    return _compared(files[0])
+
+
+def _compared(page: Path) -> str:
+    return f"Compared, with plots: {page}"
 
 
 def _run(

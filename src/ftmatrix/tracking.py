@@ -24,7 +24,7 @@ from ftmatrix.records import CellResult, Outcome, from_json
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FACTS = ("device", "precision", "model.revision", "data.digest", "version.")
+FACTS = ("device", "precision", "model.revision", "data.digest", "version.", "memory.counts")
 """Beginnings of the tags that say on what, and with what, a cell ran."""
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""

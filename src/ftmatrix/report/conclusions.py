@@ -10,8 +10,10 @@ from ftmatrix.report.summary import ArmSummary, Summary
 from ftmatrix.statistics import LEAST_SEEDS
 from ftmatrix.table import mebibytes, percent, seconds
 
-SAME_COST = 1.05
-"""Costs closer than this factor are no difference: peaks and times vary as much from run to run."""
+SAME_COST = 1.1
+"""Costs closer than this factor are no difference: peaks and times on a CPU vary as much from run to run."""
+SAME_POINTS = 0.01
+"""Validation accuracies closer than this don't decide between two rates."""
 
 
 def conclusions(summary: Summary) -> dict[str, list[str]]:
@@ -37,8 +39,18 @@ def overall(summary: Summary) -> list[str]:
     if summary.findings:
         lines.append(f"claims: {_listed(Counter(finding.answer.value for finding in summary.findings))}")
     unstable = sum(rate.point.unstable for arm in summary.arms for rate in arm.rates)
-    lines.append(f"{unstable} unstable run(s)" if unstable else "every run stable")
-    return ["; ".join(lines) + ".", *_doubts(summary)]
+    lines.append(f"{unstable} of the runs unstable" if unstable else "every run stable")
+    return ["; ".join(lines) + ".", *_measured_on(summary), *_doubts(summary)]
+
+
+def _measured_on(summary: Summary) -> list[str]:
+    """Where the figures come from, by what the runs themselves noted."""
+    kinds = {"device": "on", "precision": "in", "version.torch": "torch", "version.transformers": "transformers"}
+    found = {kind: sorted({row.facts[kind] for row in summary.rows if kind in row.facts}) for kind in kinds}
+    parts = [f"{word} {' and '.join(found[kind])}" for kind, word in kinds.items() if found[kind]]
+    counted = sorted({row.facts["memory.counts"] for row in summary.rows if "memory.counts" in row.facts})
+    said = [f"Measured {', '.join(parts)}."] if parts else []
+    return [*said, *(f"Peak memory is {' or '.join(counted)}." for _ in counted[:1])]
 
 
 def _doubts(summary: Summary) -> list[str]:
@@ -59,6 +71,7 @@ def _listed(counts: Counter[str]) -> str:
 
 def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str:
     first, *others = ranked
+    rivals = _rivals(first)
     said = [f"Most accurate: {_named(first)}, {spread(_best(first).mean('accuracy'), percent)} % of the test messages."]
     same, worse = [], []
     for other in others:
@@ -69,6 +82,8 @@ def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str
             worse.append(f"{_named(other)} by {between(found.accuracy, lambda value: f'{100 * value:.1f}')} points")
         else:
             same.append(f"{_named(other)}, {spread(_best(other).mean('accuracy'), percent)} %")
+    if rivals:
+        said.append(f"By validation its rate might as well be {' or '.join(f'{lr:g}' for lr in rivals)}.")
     if same:
         said.append(f"Not distinguishable from it: {'; '.join(same)}.")
     if worse:
@@ -87,14 +102,25 @@ def _cost(ranked: Sequence[ArmSummary], metric: str, title: str, show: Callable[
     for mean, arm in known[1:]:
         times = mean.estimate / least.estimate
         told_apart = least.low is None or not least.overlaps(mean)
-        more = f"{times:.2g} times as much" if times >= SAME_COST and told_apart else "not distinguishable"
+        more = f"{times:.2g} times as much" if times >= SAME_COST and told_apart else "about the same"
         parts.append(f"{arm.curve.label} {show(mean.estimate)} ({more})")
     return [f"{title}: {first.curve.label}, {show(least.estimate)}; {', '.join(parts)}."]
 
 
 def _safe_rates(ranked: Sequence[ArmSummary]) -> str:
     parts = [f"{arm.curve.label} {window_text(arm.window)}" for arm in ranked]
-    return f"Safe rates: {'; '.join(parts)}."
+    return f"Safe rates (at most one run in five unstable, accuracy kept): {'; '.join(parts)}."
+
+
+def _rivals(arm: ArmSummary) -> list[float]:
+    """Rates that validation doesn't tell from the best one: the choice between them is chance."""
+    top = _best(arm)
+    level = top.mean("val_accuracy").estimate - SAME_POINTS
+    return [
+        rate.point.lr
+        for rate in arm.rates
+        if rate.point.lr != top.lr and rate.point.runs and rate.point.mean("val_accuracy").estimate > level
+    ]
 
 
 def _named(arm: ArmSummary) -> str:

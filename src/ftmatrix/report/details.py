@@ -101,7 +101,7 @@ def _confusion(arm: ArmSummary, results: Results) -> Confusion | None:
 
 
 def _shown(arm: ArmSummary) -> list[Row]:
-    """The run at the best rate, and the one that broke down at the lowest rate."""
+    """The run at the best rate, and the unstable one at the lowest rate."""
     best = list(arm.best.runs[:1]) if arm.best else []
     unstable = [row for rate in arm.rates for row in rate.point.runs if row.stability != Verdict.STABLE.value]
     return best + [row for row in unstable[:1] if row not in best]

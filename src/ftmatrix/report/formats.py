@@ -31,6 +31,10 @@ def mean_of(point: Point, metric: str, show: Callable[[float], str]) -> str:
 def window_text(window: Window | None) -> str:
     """The ends of a stable window; ≤ and ≥ mark an edge that the grid doesn't reach."""
     if window is None:
-        return "none (best rate unstable)"
+        return "none around its best rate, which was unstable"
+    if window.low == window.high:
+        ends = (("below", window.low_bracketed), ("above", window.high_bracketed))
+        beyond = " and ".join(end for end, seen in ends if not seen)
+        return f"{window.low:g}, perhaps {beyond} it" if beyond else f"{window.low:g} alone"
     low, high = ("" if window.low_bracketed else "≤"), ("" if window.high_bracketed else "≥")
     return f"{low}{window.low:g} to {high}{window.high:g}"

@@ -147,7 +147,7 @@ def _contrasts(summary: Summary) -> Section:
 
 def _rates(summary: Summary) -> Section:
     header = (
-        " model", " method", "lr", "runs", " unstable", " so it is", "test accuracy %", "val NLL",
+        " model", " method", "lr", "runs", " unstable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
         "peak train MiB", "train s",
     )  # fmt: skip
     rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
@@ -169,8 +169,9 @@ def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
         runs,
         ", ".join(kinds) or ("none" if point.runs else UNKNOWN),
         " ".join(marks),
-        spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
+        mean_of(point, "val_accuracy", percent),
         mean_of(point, "val_nll", "{:.3f}".format),
+        spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
         mean_of(point, "peak_bytes_train", mebibytes),
         mean_of(point, "seconds_train", seconds),
     )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.lines import Line2D
+
 from ftmatrix.comparison import Point
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, log_ticks, marker, named, new_figure
@@ -50,10 +52,10 @@ def _stack(axes: Any, place: int, point: Point) -> None:
         axes.barh(place, width, left=left, height=0.62, color=COLOURS[index], hatch=hatch, edgecolor=INK,
                   linewidth=0.6, alpha=0.85, label=name)  # fmt: skip
         left += width
-    axes.text(_mean(point, "peak_bytes_train") / MIB, place, f" {_mean(point, 'peak_bytes_train') / MIB:,.0f}",
-              va="center")  # fmt: skip
+    peak, forecast = _mean(point, "peak_bytes_train") / MIB, _mean(point, "forecast_bytes_train") / MIB
+    axes.text(max(peak, forecast), place, f"  {peak:,.0f}", va="center")
     if point.values("forecast_bytes_train"):
-        axes.plot(_mean(point, "forecast_bytes_train") / MIB, place, marker="|", markersize=14, color=INK,
+        axes.plot(forecast, place, marker="|", markersize=14, color=INK,
                   linewidth=0, label="forecast")  # fmt: skip
 
 
@@ -64,19 +66,25 @@ def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | No
             _scatter(axes, context, labels, metric, unit)
             axes.set_xlabel(title)
         for axes in line[:2]:
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.08 * axes.dataLim.x1)
         line[0].set_ylabel("test accuracy (%)")
         line[2].set_xscale("log")
         log_ticks(line[2].xaxis)
-        handles = line[0].get_legend_handles_labels()
-        if not handles[0]:
+        shown = [arm.curve.label for arm in context.arms if arm.best]
+        if not shown:
             return None
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        handles: list[Any] = [
+            Line2D([], [], color=colour(index), marker=marker(index), linewidth=0, label=label)
+            for index, label in enumerate(labels)
+            if label in shown
+        ]
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, alpha=0.7, label="Pareto front"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return Plot(
         named("trade-offs", context.title),
         f"What accuracy costs: {context.title}",
         "Each mark is a method at one rate, the mean over its seeds; the ringed one is its best rate. Nothing beats a "
-        "mark on the line in both accuracy and cost (the Pareto front).",
+        "mark on the line in both accuracy and cost (the Pareto front; one mark that beats all has no line).",
         figure,
     )
 
@@ -85,17 +93,15 @@ def _scatter(axes: Any, context: ContextDetails, labels: Sequence[str], metric: 
     places = []
     for arm in context.arms:
         index = labels.index(arm.curve.label)
-        label = arm.curve.label
         for rate in arm.rates:
             if not (rate.point.values(metric) and rate.point.values("accuracy")):
                 continue
             place = (_mean(rate.point, metric) / unit, 100 * _mean(rate.point, "accuracy"))
             places.append(place)
             ring = INK if rate.is_best else "none"
-            axes.scatter(*place, color=colour(index), marker=marker(index), edgecolor=ring, s=46, label=label, zorder=3)
-            label = "_again"
+            axes.scatter(*place, color=colour(index), marker=marker(index), edgecolor=ring, s=46, zorder=3)
     if front := pareto(places):
-        axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=0.9, alpha=0.7, label="Pareto front")
+        axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=0.9, alpha=0.7)
 
 
 def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -35,7 +35,7 @@ def draw_training(context: ContextDetails, labels: Sequence[str]) -> Plot | None
     return Plot(
         named("training", context.title),
         f"Training, step by step: {context.title}",
-        "Of each method the first seed at its best rate (solid) and the run that broke down at the lowest rate "
+        "Of each method the first seed at its best rate (solid) and the unstable run at the lowest rate "
         "(dashed), with a star where that showed first. Pale: every step; the line: their running median.",
         figure,
     )
