@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ftmatrix.config import Cell
-from ftmatrix.display import Display
+from ftmatrix.display import Display, names
 from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import CellResult, Evaluation, Outcome, Stability, Verdict
 
@@ -49,6 +49,16 @@ def test_a_terminal_shows_the_best_so_far_and_the_last_verdict(ready: list[Ready
     said = shown(ready, terminal=True)
     assert "3/3 cells  best 90.0%, full pocket-1m lr=0.002 seed=0" in said
     assert "[3/3]  full pocket-1m lr=0.003 seed=0  spiky  accuracy 70.0%" in said
+
+
+def test_cells_of_one_title_are_told_apart_by_their_settings(quick_cell: Callable[..., Cell]) -> None:
+    cells = prepare([quick_cell("lr=1e-3", f"training.batch_size={size}") for size in (16, 64)] + [quick_cell("lr=1")])
+    ready = [cell for cell in cells if isinstance(cell, ReadyCell)]
+    assert list(names(ready).values()) == [
+        "full pocket-1m lr=0.001 seed=0 training.batch_size=16",
+        "full pocket-1m lr=0.001 seed=0 training.batch_size=64",
+        "full pocket-1m lr=1 seed=0",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from ftmatrix.preparation import ReadyCell
+from ftmatrix.recording import parameters_of
 from ftmatrix.records import CellResult, Outcome, Step
 
 PLAIN_WIDTH = 160
@@ -41,6 +42,7 @@ class Display:
         self.console, self.total, self.quiet = console, len(cells), quiet
         self.done = 0
         self._best: tuple[float, str] | None = None
+        self._name = names(cells)
         self._waiting: set[str] = set()
         self._cells: dict[str, _CellLine] = {}
         self._progress = Progress(
@@ -65,22 +67,22 @@ class Display:
 
     def began(self, ready: ReadyCell) -> None:
         """A cell's process was started."""
-        task = self._progress.add_task(escape(ready.cell.title), total=ready.steps, state="starting")
+        task = self._progress.add_task(escape(self._name[ready.fingerprint]), total=ready.steps, state="starting")
         self._cells[ready.fingerprint] = _CellLine(task, time.monotonic())
         if not self.console.is_terminal:
-            self._follow(f"start  {ready.cell.title}")
+            self._follow(f"start  {self._name[ready.fingerprint]}")
 
     def waits(self, ready: ReadyCell) -> None:
         """Another sweep runs the cell."""
         if ready.fingerprint not in self._waiting:
-            self._follow(f"wait   {ready.cell.title}  another sweep runs it")
+            self._follow(f"wait   {self._name[ready.fingerprint]}  another sweep runs it")
         self._waiting.add(ready.fingerprint)
 
     def taken(self, ready: ReadyCell) -> None:
         """Another sweep has finished the cell."""
         self._progress.advance(self._sweep, ready.steps)
         self._count()
-        self._follow(f"[{self.done}/{self.total}]  {ready.cell.title}  taken from another sweep")
+        self._follow(f"[{self.done}/{self.total}]  {self._name[ready.fingerprint]}  taken from another sweep")
 
     def tell(self, line: str) -> None:
         """A line for the person who watches. What can't be printed, as on a full disk, ends no sweep."""
@@ -104,11 +106,11 @@ class Display:
         self._progress.remove_task(line.task)
         self._progress.advance(self._sweep, ready.steps - line.steps_done)
         if result.validation and result.test:
-            found = (result.validation.accuracy, f"{result.test.accuracy:.1%}, {ready.cell.title}")
+            found = (result.validation.accuracy, f"{result.test.accuracy:.1%}, {self._name[ready.fingerprint]}")
             self._best = max(self._best or found, found)
         self._count()
         took = time.monotonic() - line.started
-        self._follow(f"[{self.done}/{self.total}]  {ready.cell.title}  {summary(result)}  {took:.0f} s")
+        self._follow(f"[{self.done}/{self.total}]  {self._name[ready.fingerprint]}  {summary(result)}  {took:.0f} s")
 
     def _follow(self, line: str) -> None:
         """A line that says how far the sweep is."""
@@ -126,6 +128,20 @@ class _CellLine:
     task: TaskID
     started: float
     steps_done: int = 0
+
+
+def names(cells: Sequence[ReadyCell]) -> dict[str, str]:
+    """What each cell is called, by fingerprint: its title, and the settings that tell it from others of that title."""
+    by_title: dict[str, list[ReadyCell]] = {}
+    for ready in cells:
+        by_title.setdefault(ready.cell.title, []).append(ready)
+    found = {}
+    for title, namesakes in by_title.items():
+        settings = [parameters_of(ready.cell) for ready in namesakes]
+        varied = sorted(key for key in set().union(*settings) if len({each.get(key) for each in settings}) > 1)
+        for ready, each in zip(namesakes, settings, strict=True):
+            found[ready.fingerprint] = " ".join([title, *(f"{key}={each[key]}" for key in varied if key in each)])
+    return found
 
 
 def summary(result: CellResult) -> str:
