@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import intents
 
 from ftmatrix.data import Banking77, CsvFolder, JsonlFolder, Message, Pocket
 from ftmatrix.data.dataset import cut_validation, folded, stratified_subset
@@ -153,7 +155,31 @@ def test_the_packaged_files_are_what_their_phrases_make() -> None:
 
     made = build(yaml.safe_load((PACKAGED / "phrases.yaml").read_text()))
     kept = Pocket(name="pocket").read()
-    assert (tuple(made["train"]), tuple(made["test"])) == (kept.train, kept.test)
+    assert (tuple(made["train"]), tuple(made["validation"]), tuple(made["test"])) == (
+        kept.train,
+        kept.validation,
+        kept.test,
+    )
+
+
+def test_no_phrase_of_the_packaged_intents_stands_in_two_splits() -> None:
+    import yaml
+
+    from ftmatrix.data.authoring import expansions
+    from ftmatrix.data.pocket import PACKAGED
+
+    phrases = yaml.safe_load((PACKAGED / "phrases.yaml").read_text())["intents"]
+    for intent, families in phrases.items():
+        readings = {
+            split: {folded(reading) for family in families[split] for reading in expansions(family)}
+            for split in ("train", "validation", "test")
+        }
+        for one, other in combinations(readings, 2):
+            assert not readings[one] & readings[other], intent
+
+
+def test_a_bag_of_words_finds_the_packaged_intents_neither_trivial_nor_noise() -> None:
+    assert 0.65 < intents.baseline_accuracy(Pocket(name="pocket").load(), "test") < 0.93
 
 
 @pytest.mark.parametrize(

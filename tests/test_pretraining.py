@@ -93,3 +93,46 @@ def test_the_command_trains_exports_and_resumes(
 def test_an_unknown_weight_is_refused(weights: dict[str, float], said: str, corpus: Path) -> None:
     with pytest.raises(ValueError, match=said):
         find_sources(corpus, weights)
+
+
+def test_many_small_files_are_one_corpus(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    lines = (corpus / "one.txt").read_text().splitlines()
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for number in range(400):  # a document each
+        (folder / f"text.{number}.txt").write_text("\n".join(lines[number % 100 :: 100]))
+    training = Pretraining(
+        Plan(size="pocket-1m", tokens=4 * 32, length=256, batch=4),
+        tokenizer,
+        [encode(source, tokenizer, tmp_path / "tokens") for source in find_sources(folder, {})],
+        "cpu",
+    )
+    (pool,) = training.sources
+    assert len(pool.train) > 50 * len(pool.held_out) > 0
+    assert 0 < training.bits_per_byte() < 20
+
+
+def test_a_corpus_too_small_to_measure_by_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("only a line\n" * 300)
+    with pytest.raises(ValueError, match="nothing is held out to measure by"):
+        toy_on(tmp_path, tokenizer, tmp_path / "cache")
+
+
+def toy_on(folder: Path, tokenizer: Any, cache: Path) -> Pretraining:
+    tokens = [encode(source, tokenizer, cache) for source in find_sources(folder, {})]
+    return Pretraining(Plan(size="pocket-1m", tokens=128, length=32, batch=4), tokenizer, tokens, "cpu")
+
+
+def test_a_checkpoint_of_another_corpus_is_refused(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    training = toy(corpus, tokenizer, tmp_path)
+    training.checkpoint(tmp_path / "checkpoint.pt")
+    text = (corpus / "one.txt").read_text()
+    (corpus / "one.txt").write_text(text.replace("a", "e"))  # as long as before
+    with pytest.raises(ValueError, match="was written on another corpus"):
+        toy(corpus, tokenizer, tmp_path).resume(tmp_path / "checkpoint.pt")
+
+
+def test_two_files_of_one_name_are_refused(corpus: Path) -> None:
+    (corpus / "one.txt.xz").write_bytes(b"")
+    with pytest.raises(ValueError, match="have one name"):
+        find_sources(corpus, {})

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import torch
 import transformers
+from mlflow.exceptions import MlflowException
 from transformers import PreTrainedTokenizerFast
 
 from ftmatrix.host import processor_name
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
     mlflow.set_experiment("pretraining")
-    run_id = run_file.read_text() if training.step and run_file.exists() else None
+    run_id = _run_to_continue(run_file) if training.step else None
     with mlflow.start_run(run_id=run_id, run_name=options.size) as run, curve.open("a") as lines:
         run_file.write_text(run.info.run_id)
         if run_id is None:
@@ -82,6 +83,16 @@ def _resume(training: Pretraining, checkpoint: Path, plateau: Path) -> None:
             raise
         training.resume(plateau)
     print(f"resumed at step {training.step} of {training.plan.steps}", flush=True)
+
+
+def _run_to_continue(run_file: Path) -> str | None:
+    """The MLflow run of the steps so far, if this store has it."""
+    if not run_file.exists():
+        return None
+    try:
+        return str(mlflow.get_run(run_file.read_text()).info.run_id)
+    except MlflowException:
+        return None
 
 
 def _report(progress: Progress, training: Pretraining, plan: Plan) -> None:

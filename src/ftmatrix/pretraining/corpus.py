@@ -4,8 +4,10 @@ import hashlib
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ DOCUMENT_CHARACTERS = 600
 """Neighbouring passages are joined up to this length, so that short ones (chat lines) keep some context."""
 
 HELD_OUT_EVERY = 100
-"""One document in so many is held out and never trained on."""
+"""One document in so many is held out and never trained on; of files with fewer documents, one in so many in all."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Source:
     @property
     def name(self) -> str:
         return re.sub(r"\.txt(\.xz)?$", "", self.path.name)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, in hex."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def passages(self) -> Iterator[str]:
         """The non-empty lines of the file, one passage each."""
@@ -55,12 +63,14 @@ def find_sources(folder: Path, weights: dict[str, float]) -> list[Source]:
     """Every .txt and .txt.xz file of a folder, sorted by name.
 
     Raises:
-        ValueError: the folder holds no such file, or a weight names none of them.
+        ValueError: the folder holds no such file, a weight names none of them, or two have one name.
     """
     paths = sorted([*folder.glob("*.txt"), *folder.glob("*.txt.xz")])
     if not paths:
         raise ValueError(f"{folder}: no .txt or .txt.xz file to pretrain on")
     sources = [Source(path) for path in paths]
+    if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
+        raise ValueError(f"{folder}: {twice[0]}.txt and {twice[0]}.txt.xz have one name; keep one of them")
     unknown = weights.keys() - {source.name for source in sources}
     if unknown:
         raise ValueError(f"weight for {', '.join(sorted(unknown))}: no such file in {folder}")
@@ -80,8 +90,8 @@ class Tokens:
 def encode(source: Source, tokenizer: PreTrainedTokenizerFast, cache: Path) -> Tokens:
     """Encode a source once; later calls map the arrays that the first one wrote under `cache`."""
     vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:12]
-    stem = cache / f"{source.name}-{source.path.stat().st_size}-{vocabulary}"
-    facts = stem.with_suffix(".json")
+    stem = f"{cache / source.path.name}-{source.digest[:12]}-{vocabulary}"
+    facts = Path(f"{stem}.json")
     if not facts.exists():
         cache.mkdir(parents=True, exist_ok=True)
         facts.write_text(json.dumps({"held_out_bytes": _encode_to_disk(source, tokenizer, stem)}))
@@ -93,18 +103,19 @@ def encode(source: Source, tokenizer: PreTrainedTokenizerFast, cache: Path) -> T
     )
 
 
-def _encode_to_disk(source: Source, tokenizer: PreTrainedTokenizerFast, stem: Path) -> int:
+def _encode_to_disk(source: Source, tokenizer: PreTrainedTokenizerFast, stem: str) -> int:
     train: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
     held_out_bytes = 0
     documents = list(source.documents())
+    first = 0 if len(documents) >= HELD_OUT_EVERY else -int(hashlib.sha256(source.name.encode()).hexdigest(), 16)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for start in range(0, len(documents), 1000):
         batch = documents[start : start + 1000]
         encoded = tokenizer(batch, add_special_tokens=False)["input_ids"]
         for index, (document, ids) in enumerate(zip(batch, encoded, strict=True), start):
             stream = np.array([bos, *ids, eos], dtype=np.uint16)
-            if index % HELD_OUT_EVERY == 0:
+            if (index - first) % HELD_OUT_EVERY == 0:
                 held_out.append(stream)
                 held_out_bytes += len(document.encode())
             else:
@@ -115,6 +126,31 @@ def _encode_to_disk(source: Source, tokenizer: PreTrainedTokenizerFast, stem: Pa
     return held_out_bytes
 
 
+def pooled(sources: Sequence[Tokens], least: int) -> list[Tokens]:
+    """The same tokens, those of files with fewer than `least` joined into one source a weight.
+
+    Raises:
+        ValueError: together they are too few, or nothing of them is held out.
+    """
+    long = [tokens for tokens in sources if len(tokens.train) >= least]
+    by_weight: dict[float, list[Tokens]] = {}
+    for tokens in sources:
+        if len(tokens.train) < least:
+            by_weight.setdefault(tokens.source.weight, []).append(tokens)
+    for short in by_weight.values():
+        train, held_out = (np.concatenate([getattr(t, part) for t in short]) for part in ("train", "held_out"))
+        joined = Tokens(short[0].source, train, held_out, sum(tokens.held_out_bytes for tokens in short))
+        long += [joined] if len(train) >= least else []
+    if not long:
+        raise ValueError(f"no source holds {least} tokens: the corpus is too small for windows of {least - 2}")
+    if not any(len(tokens.held_out) > 1 for tokens in long):
+        raise ValueError(
+            f"nothing is held out to measure by: one document in {HELD_OUT_EVERY} would be, of {DOCUMENT_CHARACTERS} "
+            "characters or more; take a larger corpus"
+        )
+    return long
+
+
 class PackedWindows:
     """Random windows over all sources; the batch of a step depends on (seed, step) alone, so a resumed run reads on.
 
@@ -122,9 +158,7 @@ class PackedWindows:
     """
 
     def __init__(self, sources: list[Tokens], *, length: int, batch: int, seed: int) -> None:
-        self.sources = [tokens for tokens in sources if len(tokens.train) > length + 1]
-        if not self.sources:
-            raise ValueError(f"no source holds {length + 2} tokens: the corpus is too small for windows of {length}")
+        self.sources = sources
         self.length, self.batch, self.seed = length, batch, seed
         shares = np.array([len(tokens.train) * tokens.source.weight for tokens in self.sources])
         self.shares = shares / shares.sum()

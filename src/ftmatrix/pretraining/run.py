@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from ftmatrix.files import replacing
-from ftmatrix.pretraining.corpus import PackedWindows, Tokens
+from ftmatrix.pretraining.corpus import PackedWindows, Tokens, pooled
 from ftmatrix.pretraining.sizes import SIZES
 
 DECAYING = 0.3
@@ -75,8 +75,10 @@ class Pretraining:
 
     def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, sources: list[Tokens], device: str) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.tokenizer, self.sources, self.device = plan, tokenizer, sources, device
-        self.windows = PackedWindows(sources, length=plan.length, batch=plan.batch, seed=plan.seed)
+        self.plan, self.tokenizer, self.device = plan, tokenizer, device
+        self.corpus = [[tokens.source.name, tokens.source.digest, tokens.source.weight] for tokens in sources]
+        self.sources = pooled(sources, plan.length + 2)
+        self.windows = PackedWindows(self.sources, length=plan.length, batch=plan.batch, seed=plan.seed)
         self.model = Gemma3ForCausalLM(SIZES[plan.size].config(tokenizer))
         nn.Module.to(self.model, device)
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
@@ -113,6 +115,7 @@ class Pretraining:
         """Write everything that the next step needs, atomically."""
         state = {
             "plan": asdict(self.plan),
+            "corpus": self.corpus,
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -125,9 +128,11 @@ class Pretraining:
         """Go on from a checkpoint, by the same plan or by a longer one while the rate has not begun to fall.
 
         Raises:
-            ValueError: the steps made so far are not this plan's.
+            ValueError: the steps made so far are not this plan's, or not on this corpus.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["corpus"] != self.corpus:
+            raise ValueError(f"{path} was written on another corpus or with other weights; take another --work")
         if not self.plan.continues(Plan(**state["plan"]), state["step"]):
             raise ValueError(f"{path} was written by another plan: {state['plan']}; take another --work, or that plan")
         self.model.load_state_dict(state["model"])
@@ -144,10 +149,10 @@ class Pretraining:
         bits = total_bytes = 0.0
         length = self.plan.length
         for tokens in self.sources:
-            starts = range(0, len(tokens.held_out) - length - 1, length)
-            if not starts:
+            if len(tokens.held_out) < 2:
                 continue
-            stride = max(1, len(starts) // windows_per_source) if windows_per_source else 1
+            starts = range(0, len(tokens.held_out) - length - 1, length) or range(1)  # a short stream is one window
+            stride = math.ceil(len(starts) / windows_per_source) if windows_per_source else 1
             rows = [torch.from_numpy(tokens.held_out[s : s + length + 1].astype("int64")) for s in starts[::stride]]
             batches = torch.stack(rows).to(self.device).split(self.plan.batch)
             nats = sum(next_token_loss(self.model, batch).item() * len(batch) for batch in batches) / len(rows)
