@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,9 @@ def transformers_trainer(job: Job) -> Iterator[float]:
     return _logged(trainer)
 
 
-def trl(job: Job) -> Iterator[float]:
+def sft_trainer(job: Job) -> Iterator[float]:
     """Completion-only, with TRL's own loss; packing and padding-free batches need kernels that a CPU doesn't have."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
-
+    datasets, trl = import_module("datasets"), import_module("trl")  # no dependencies of the project
     rows = [
         {
             "input_ids": [*example.prompt, *example.label],
@@ -165,10 +164,10 @@ def trl(job: Job) -> Iterator[float]:
         }
         for example in job.examples
     ]
-    trainer = SFTTrainer(
-        model=job.model,  # type: ignore[arg-type]
-        args=SFTConfig(**job.arguments, completion_only_loss=True, max_length=None),
-        train_dataset=Dataset.from_list(rows),
+    trainer = trl.SFTTrainer(
+        model=job.model,
+        args=trl.SFTConfig(**job.arguments, completion_only_loss=True, max_length=None),
+        train_dataset=datasets.Dataset.from_list(rows),
         processing_class=job.tokenizer,
     )
     return _logged(trainer)
@@ -196,7 +195,12 @@ def _logged(trainer: Trainer) -> Iterator[float]:
 
 _ENDS: list[float] = []
 """When each step was done, where the contender isn't a loop of ours that could be watched from outside."""
-CONTENDERS: dict[str, Run] = {"ftmatrix": ours, "Trainer": transformers_trainer, "SFTTrainer": trl, "plain loop": plain}
+CONTENDERS: dict[str, Run] = {
+    "ftmatrix": ours,
+    "Trainer": transformers_trainer,
+    "SFTTrainer": sft_trainer,
+    "plain loop": plain,
+}
 
 
 def run_one(contender: str, folder: Path, method: Method, steps: int, messages: Sequence[Message]) -> Timed:
