@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -28,7 +28,8 @@ from ftmatrix.config import Cell, goal_of
 from ftmatrix.delivery import Courier, Delivery
 from ftmatrix.errors import UndeliveredError, first_line
 from ftmatrix.files import replacing
-from ftmatrix.isolation import Began, CellProcess, Event, _with_room
+from ftmatrix.isolation import Began, CellProcess, _with_room
+from ftmatrix.isolation import Event as CellEvent
 from ftmatrix.journal import CellLog, Journal, RunFacts
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, is_alive, own_name
 from ftmatrix.preparation import ReadyCell, prepare
@@ -166,7 +167,7 @@ def as_the_first_cell_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[], 
     waiting = [act]
 
     class Watched(CellProcess):
-        def receive(self) -> Event:
+        def receive(self) -> CellEvent:
             event = super().receive()
             if event == Began(Phase.TRAIN) and waiting:
                 waiting.pop()()
@@ -267,8 +268,16 @@ def test_while_the_server_is_away_results_wait(
 def test_a_server_that_comes_back_gets_all(
     quick_cell: QuickCell, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    missed, real = Event(), Courier.failed
+
+    def failed(courier: Courier, error: Exception, of: str = "a question") -> None:
+        real(courier, error, of)
+        missed.set()
+
+    monkeypatch.setattr(Courier, "failed", failed)
+
     def start_later() -> None:
-        time.sleep(3)
+        missed.wait(120)
         server.start()
 
     def restart() -> None:

@@ -262,3 +262,8 @@ def test_the_interval_of_a_difference_covers_at_its_nominal_rate() -> None:
         found = compare_answers(points[0], points[1], answers)
         covered += found is not None and not found.distinguishable
     assert covered >= 54
+
+
+def test_a_study_of_failures_alone_has_a_report_without_plots(tmp_path: Path) -> None:
+    summary = summarise("study", [failed("full", 1e-3, 0), failed("lora", 1e-3, 0)], results, None)
+    assert [name for name in written(summary, tmp_path) if name.endswith(".png")] == []

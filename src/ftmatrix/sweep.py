@@ -78,14 +78,12 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
 
 def _report(store: Store, writer: SweepWriter) -> str:
     """Write the study's report, here and beside the sweep's run; where it lies. Without it the results are no less."""
-    from mlflow.exceptions import MlflowException
-
     from ftmatrix.report import make_report
 
     try:
         _, files = make_report(store, REPORTS / store.study)
         writer.files(files, "report")
-    except (OSError, MlflowException) as error:
+    except Exception as error:  # the disk, the store, a run that another version wrote
         return f"No report ({first_line(error)}); `ftmatrix report {store.study}` makes it later."
     return _compared(files[0])
 

@@ -16,6 +16,7 @@ def draw(contexts: Sequence[ContextDetails]) -> list[Plot]:
     drawn = [
         plot
         for context in contexts
+        if any(arm.best for arm in context.arms)  # else there is nothing but failures
         for plot in (
             draw_rates(context, labels),
             draw_training(context, labels),

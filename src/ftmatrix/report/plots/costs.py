@@ -66,7 +66,8 @@ def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | No
             _scatter(axes, context, labels, metric, unit)
             axes.set_xlabel(title)
         for axes in line[:2]:
-            axes.set_xlim(0, 1.08 * axes.dataLim.x1)
+            if axes.has_data():
+                axes.set_xlim(0, 1.08 * axes.dataLim.x1)
         line[0].set_ylabel("test accuracy (%)")
         line[2].set_xscale("log")
         log_ticks(line[2].xaxis)
