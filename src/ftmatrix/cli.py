@@ -174,12 +174,9 @@ def _report(arguments: list[str]) -> None:
     from ftmatrix.tracking import Store
 
     flags = {word for word in arguments if word.startswith("-")}
-    names = [word for word in arguments if word not in flags]
     if unknown := sorted(flags - set(REPORT_FLAGS)):
         raise ConfigError(f"report {unknown[0]}: no such option; {nearest(unknown[0], REPORT_FLAGS)}")
-    if len(names) > 1:
-        raise ConfigError(f"report {' '.join(names)}: takes one study at most, such as `ftmatrix report pocket`")
-    study = names[0] if names else "ftmatrix"
+    study = _only_study("report", arguments)
     store = Store(Tracking().store, study, create=False)
     summary, files = make_report(store, REPORTS / study)
     if "--json" in flags:
@@ -201,17 +198,26 @@ def _register(arguments: list[str]) -> None:
     from ftmatrix.tracking import Store
 
     flags = dict(word.partition("=")[::2] for word in arguments if word.startswith("-"))
-    names = [word for word in arguments if not word.startswith("-")]
     if unknown := sorted(set(flags) - {"--name"}):
         raise ConfigError(f"register {unknown[0]}: no such option; {nearest(unknown[0], ['--name'])}")
-    if len(names) > 1:
-        raise ConfigError(f"register {' '.join(names)}: takes one study at most, such as `ftmatrix register pocket`")
-    study = names[0] if names else "ftmatrix"
+    study = _only_study("register", arguments)
     name = flags.get("--name") or f"ftmatrix-{study}"
     store = Store(Tracking().store, study, create=False)
     row, version = register_best(store, name)
     print(f"{row.method} {row.model} lr={row.lr:g} seed={row.seed} is {name}, version {version}; served by")
     print(f"MLFLOW_TRACKING_URI={store.shown} mlflow models serve -m models:/{name}/{version} --env-manager local")
+
+
+def _only_study(command: str, arguments: list[str]) -> str:
+    """The study that a command's arguments name, or the one that runs have where none is named.
+
+    Raises:
+        ConfigError: they name several.
+    """
+    names = [word for word in arguments if not word.startswith("-")]
+    if len(names) > 1:
+        raise ConfigError(f"{command} {' '.join(names)}: takes one study at most, such as `ftmatrix {command} pocket`")
+    return names[0] if names else "ftmatrix"
 
 
 def _ui(arguments: list[str]) -> None:

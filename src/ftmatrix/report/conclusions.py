@@ -50,7 +50,9 @@ def _measured_on(summary: Summary) -> list[str]:
     parts = [f"{word} {' and '.join(found[kind])}" for kind, word in kinds.items() if found[kind]]
     counted = sorted({row.facts["memory.counts"] for row in summary.rows if "memory.counts" in row.facts})
     said = [f"Measured {', '.join(parts)}."] if parts else []
-    return [*said, *(f"Peak memory is {' or '.join(counted)}." for _ in counted[:1])]
+    if counted:
+        said.append(f"Peak memory is {' or '.join(counted)}.")
+    return said
 
 
 def _doubts(summary: Summary) -> list[str]:

@@ -63,10 +63,9 @@ ANSWERS = ("supported", "contradicted", "inconclusive")
 
 def as_html(summary: Summary, contexts: Sequence[ContextDetails], plots: Sequence[Plot]) -> str:
     """The whole report. Whatever a user called a model, a study or an intent is text in it, never markup."""
-    parts = [_part(section) for section in sections(summary)]
-    parts += [_figure(plot) for plot in plots]
-    parts += [_part(section) for section in pair_sections(contexts)]
-    named = [section.title for section in [*sections(summary), *pair_sections(contexts)] if not section.part]
+    first, last = sections(summary), pair_sections(contexts)
+    parts = [*map(_part, first), *map(_figure, plots), *map(_part, last)]
+    named = [section.title for section in [*first, *last] if not section.part]
     links = [_link(title, title) for title in named]
     links += [_link(plot.name, plot.title) for plot in plots if plot.name.startswith("rates")]
     title = escape(f"{summary.study}: methods, rates and sizes compared")
