@@ -46,13 +46,18 @@ def results(row: Row) -> CellResult:
     return result(row.metrics["accuracy"], row.seed)
 
 
-@pytest.fixture
-def summary(tmp_path: Path) -> Summary:
+def made_up(folder: Path) -> Summary:
+    """A study of full fine-tuning and LoRA with a claim and a failure. Its claims are written to `folder`."""
     rows = arm("full", {1e-5: (0.6, "stable"), 5e-5: (0.8, "stable"), 2e-4: (0.3, "diverged")})
     rows += arm("lora", {1e-5: (0.3, "stable"), 5e-5: (0.6, "stable"), 2e-4: (0.79, "stable")})
     rows += [failed("lora", 2e-3, 0, reason="memory | ran *out* <b>here</b>")]
-    (tmp_path / "claims.yaml").write_text(CLAIM)
-    return summarise("made up", rows, results, tmp_path / "claims.yaml")
+    (folder / "claims.yaml").write_text(CLAIM)
+    return summarise("made up", rows, results, folder / "claims.yaml")
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> Summary:
+    return made_up(tmp_path)
 
 
 def printed(summary: Summary, width: int) -> str:
