@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +94,20 @@ def test_one_bad_cell_costs_no_other(make_cell: MakeCell, monkeypatch: pytest.Mo
     assert isinstance(failed, FailedCell)
     assert failed.result.outcome is Outcome.CRASHED
     assert failed.result.reason == "PermissionError while preparing full pocket-1m lr=0.002 seed=0: not yours"
+
+
+def test_a_cell_s_folder_is_the_same_in_another_directory_and_environment(
+    make_cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///here.db")
+    (cell,) = prepare([make_cell()])
+    assert isinstance(cell, ReadyCell)
+    here = cell.folder
+    assert here.is_relative_to(tmp_path)
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+    assert cell.folder == here
 
 
 def test_an_unavailable_device_is_unsupported(make_cell: MakeCell) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -69,7 +69,7 @@ class ReadyCell:
     def folder(self) -> Path:
         """Where the cell's process leaves its record, on its way to the store: one a cell, study and store."""
         goal = goal_of(self.cell.tracking.store, self.cell.study)
-        return Path(self.cell.work_dir).absolute() / "cells" / f"{self.fingerprint}-{goal}"
+        return Path(self.cell.work_dir) / "cells" / f"{self.fingerprint}-{goal}"
 
     @property
     def files(self) -> Path:
@@ -153,13 +153,20 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
     prepared: list[Prepared] = []
     for cell in cells:
         try:
-            prepared.append(_prepare(cell, shared, fetch=fetch))
+            prepared.append(_prepare(_settled(cell), shared, fetch=fetch))
         except FtmatrixError as error:
             prepared.append(FailedCell(cell, CellResult(error.outcome, str(error))))
         except Exception as error:  # one cell's surprise must not cost the others
             reason = f"{type(error).__name__} while preparing {cell.title}: {first_line(error)}"
             prepared.append(FailedCell(cell, CellResult(Outcome.CRASHED, reason)))
     return prepared
+
+
+def _settled(cell: Cell) -> Cell:
+    """The cell with what working directory and environment make of it here: its own process may have others."""
+    return replace(
+        cell, work_dir=str(Path(cell.work_dir).absolute()), tracking=replace(cell.tracking, uri=cell.tracking.store)
+    )
 
 
 def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | UnfetchedCell:
