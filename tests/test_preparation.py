@@ -96,7 +96,7 @@ def test_one_bad_cell_costs_no_other(make_cell: MakeCell, monkeypatch: pytest.Mo
     assert failed.result.reason == "PermissionError while preparing full pocket-1m lr=0.002 seed=0: not yours"
 
 
-def test_a_cell_s_folder_is_the_same_in_another_directory_and_environment(
+def test_a_cells_folder_is_the_same_in_another_directory_and_environment(
     make_cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

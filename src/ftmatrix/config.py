@@ -54,11 +54,16 @@ def without_credentials(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
 
 
+def settled_uri(uri: str) -> str:
+    """A store's URI that means the same in every working directory."""
+    if not uri.startswith("sqlite:///"):
+        return uri
+    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+
+
 def goal_of(uri: str, study: str) -> str:
     """The store and study that a record belongs to, in 8 hex digits."""
-    if uri.startswith("sqlite:///"):  # elsewhere, the same relative path is another file
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    place = without_credentials(uri).rstrip("/")  # a new password is no other store
+    place = without_credentials(settled_uri(uri)).rstrip("/")  # a new password is no other store
     return hashlib.sha256(f"{place}\n{study}".encode()).hexdigest()[:8]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.config import Cell, goal_of, parse_bytes, plain
+from ftmatrix.config import Cell, goal_of, parse_bytes, plain, settled_uri
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick
@@ -164,9 +164,8 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
 
 def _settled(cell: Cell) -> Cell:
     """The cell with what working directory and environment make of it here: its own process may have others."""
-    return replace(
-        cell, work_dir=str(Path(cell.work_dir).absolute()), tracking=replace(cell.tracking, uri=cell.tracking.store)
-    )
+    tracking = replace(cell.tracking, uri=settled_uri(cell.tracking.store))
+    return replace(cell, work_dir=str(Path(cell.work_dir).absolute()), tracking=tracking)
 
 
 def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | UnfetchedCell:
