@@ -15,7 +15,7 @@ LAYERS = (
     ("hardware", "hub", "checkpoints", "metrics", "statistics"),
     ("settings", "meters"),
     ("methods", "models", "data"),
-    ("framing",),
+    ("framing", "scores"),
     ("training", "stability", "drift", "pretraining"),
     ("evaluation", "memory", "resumption"),
     ("serving",),

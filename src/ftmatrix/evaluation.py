@@ -19,6 +19,7 @@ from ftmatrix.data import INVALID, Message
 from ftmatrix.framing import Example, Framer, collate, label_logits
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
+from ftmatrix.scores import all_scores
 from ftmatrix.settings import Evaluating
 from ftmatrix.training import autocast
 
@@ -205,6 +206,7 @@ def score(
         confusion=tuple(tuple(int(cell) for cell in row) for row in matrix),
         pair=_pair_confusion(predictions, pair) if pair else None,
         predictions=tuple(predictions),
+        scores=all_scores(predictions),
     )
 
 

@@ -1,5 +1,6 @@
 """A result's figures under the names that they have in MLflow."""
 
+import math
 from typing import TypeVar
 
 from ftmatrix.records import CellResult, Evaluation, Outcome, Phase
@@ -75,6 +76,7 @@ def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float 
         f"{prefix}{name}": getattr(evaluation, name)
         for name in ("accuracy", "accuracy_constrained", "accuracy_common", "macro_f1", "invalid_rate", "nll")
     }
+    values |= {f"{prefix}{name}": value for name, value in evaluation.scores.items() if not math.isnan(value)}
     values |= {f"{prefix}messages": evaluation.messages, f"{prefix}messages_common": evaluation.common_messages}
     if evaluation.pair:
         values |= {f"{prefix}pair_share": evaluation.pair.share, f"{prefix}pair_errors": evaluation.pair.errors}

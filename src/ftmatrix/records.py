@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -137,6 +137,8 @@ class Evaluation:
     pair: PairConfusion | None
     predictions: tuple[Prediction, ...]
     common_messages: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    """Those of `ftmatrix.scores`, by name."""
 
 
 @dataclass(frozen=True)
