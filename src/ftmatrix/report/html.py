@@ -41,6 +41,7 @@ th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; border-bo
 th { white-space: normal; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody tr:nth-child(even) { background: var(--band); }
 .text { text-align: left; white-space: normal; }
+.short { white-space: nowrap; }
 .note, figcaption { color: var(--soft); font-size: .86rem; max-width: 60rem; }
 ul { margin: .3rem 0; padding-left: 1.2rem; max-width: 60rem; }
 figure { margin: 0 0 1rem; }
@@ -58,6 +59,8 @@ $body
 </body>
 </html>
 """)
+SHORT = 24
+"""Letters of a text that are never broken into lines."""
 ANSWERS = ("supported", "contradicted", "inconclusive")
 
 
@@ -98,7 +101,9 @@ def _section(section: Section) -> str:
 
 def _cell(kind: str, text: str, left: bool) -> str:
     shown = f'<span class="answer {text}">{text}</span>' if text in ANSWERS else escape(text)
-    return f'<{kind} class="text">{shown}</{kind}>' if left else f"<{kind}>{shown}</{kind}>"
+    if not left:
+        return f"<{kind}>{shown}</{kind}>"
+    return f'<{kind} class="text{" short" if len(text) <= SHORT else ""}">{shown}</{kind}>'
 
 
 def _figure(plot: Plot) -> str:

@@ -34,6 +34,7 @@ def draw_memory(context: ContextDetails) -> Plot | None:
         axes.set_yticks(range(len(arms)), [f"{arm.curve.label}, lr={point.lr:g}" for arm, point in reversed(arms)])
         axes.set_xlabel("peak memory of training (MiB)")
         axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, 1.3 * axes.dataLim.x1)  # room for the figures behind the bars
         found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
     return Plot(
@@ -53,8 +54,11 @@ def _stack(axes: Any, place: int, point: Point) -> None:
                   linewidth=0.6, alpha=0.85, label=name)  # fmt: skip
         left += width
     peak, forecast = _mean(point, "peak_bytes_train") / MIB, _mean(point, "forecast_bytes_train") / MIB
-    axes.text(max(peak, forecast), place, f"  {peak:,.0f}", va="center")
-    if point.values("forecast_bytes_train"):
+    foretold = bool(point.values("forecast_bytes_train"))
+    axes.text(
+        max(peak, forecast), place, f"  {peak:,.0f}{f', forecast {forecast:,.0f}' if foretold else ''}", va="center"
+    )
+    if foretold:
         axes.plot(forecast, place, marker="|", markersize=14, color=INK,
                   linewidth=0, label="forecast")  # fmt: skip
 
