@@ -51,6 +51,12 @@ def test_the_best_rate_is_by_accuracy_and_ties_by_loss() -> None:
     assert best_rate(only(unknown)) == 1e-3
 
 
+def test_a_broken_run_makes_no_tie_break_better() -> None:
+    rows = [row("full", 1e-4, seed, val_nll=0.5) for seed in range(5)]
+    rows += [row("full", 1e-3, seed, val_nll=0.4 if seed else math.nan) for seed in range(5)]
+    assert best_rate(curves(rows)[0]) == 1e-4
+
+
 def test_a_rate_is_degraded_by_share_or_by_three_points_for_sure() -> None:
     sample = Sample.of(only(arm("full", {1e-4: (0.80, "stable"), 1e-3: (0.76, "stable"), 1e-2: (0.71, "stable")})))
     assert degraded(sample) == [False, True, True]
@@ -172,3 +178,13 @@ def test_what_else_differs_between_arms_is_named() -> None:
         "rates: full 0.0001; lora 0.0001, 0.001",
     ]
     assert shared_rates(curves(rows)) == [1e-4]
+
+
+def test_adapters_of_another_shape_are_no_fair_comparison() -> None:
+    shape = {"method.r": "4", "model.attention": "sdpa", "method.name": "lora", "method.quantize": "none"}
+    other = {"method.r": "64", "model.attention": "eager", "method.name": "qlora", "method.quantize": "nf4"}
+    rows = [row("lora", 1e-4, 0, settings=shape), row("qlora", 1e-4, 0, settings=other), row("full", 1e-4, 0)]
+    assert unfair_differences(curves(rows)) == [
+        "method.r: lora 4; qlora 64",
+        "model.attention: lora sdpa; qlora eager",
+    ]

@@ -218,7 +218,12 @@ def test_pairs_that_are_taken_for_one_another_are_counted_both_ways() -> None:
 def test_a_program_can_read_the_report(summary: Summary) -> None:
     content = json.loads(as_json(summary))
     assert content["claims"][0]["answer"] == "supported"
-    assert content["claims"][0]["numbers"] == {"unstable": 0, "runs": 5}
+    assert content["claims"][0]["numbers"] == {
+        "unstable": 0,
+        "runs": 5,
+        "low": 0.0,
+        "high": pytest.approx(0.4345, abs=1e-4),
+    }
     full, lora = content["methods"]
     assert (full["best_lr"], lora["best_lr"]) == (5e-5, 2e-4)
     assert lora["lr_ratio_to_full"]["estimate"] == pytest.approx(4)

@@ -104,6 +104,21 @@ def test_a_jump_out_of_a_flat_curve_is_a_spike() -> None:
     assert verdict(run(losses)).step == 120
 
 
+def test_losses_that_round_to_nothing_are_no_spikes() -> None:
+    losses = healthy(300)
+    losses[150:] = 0.0
+    losses[250] = 1e-7
+    assert verdict(run(losses)).verdict is Verdict.STABLE
+    losses[250] = 0.1
+    assert verdict(run(losses)).step == 250
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_start_that_isnt_a_number_is_divergence(broken: float) -> None:
+    found = verdict(run(healthy()), nll_initial=broken)
+    assert (found.verdict, found.series) == (Verdict.DIVERGED, "val_nll_initial")
+
+
 def test_the_end_of_a_run_is_judged_before_its_spikes() -> None:
     losses = healthy()
     losses[150] *= 30
@@ -137,8 +152,8 @@ def plant_overflow(losses: Any, norms: Any, at: int) -> float:
 
 
 def plant_slow_divergence(losses: Any, norms: Any, at: int) -> float:
-    losses[at:] *= numpy.exp(numpy.linspace(0, 3, len(losses) - at))
-    return 3.0 + float(losses[-1])  # the validation loss follows
+    losses[at:] *= numpy.exp(numpy.linspace(0, math.log(8.0 / losses[-1]), len(losses) - at))
+    return float(numpy.median(losses[-5:]))  # the validation loss is where training ended, the spikes aside
 
 
 @pytest.mark.parametrize("plant", [plant_spike, plant_gradient_burst, plant_overflow, plant_slow_divergence])
@@ -147,7 +162,7 @@ def test_planted_instability_is_caught(plant: Any) -> None:
     caught = 0
     for seed in range(200):
         losses, norms = series(300, seed)
-        nll = plant(losses, norms, int(random.integers(60, 290)))
+        nll = plant(losses, norms, int(random.integers(60, 250)))
         caught += verdict(run(losses, norms), nll=nll).verdict is not Verdict.STABLE
     assert caught >= 190
 

@@ -26,7 +26,7 @@ from ftmatrix.host import GROUPS
 from ftmatrix.isolation import Began, CellProcess, Event
 from ftmatrix.records import CellResult, Outcome, Phase, from_json
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row
+from ftmatrix.tracking import Row, Store
 
 QuickCell = Callable[..., Cell]
 
@@ -125,6 +125,8 @@ def test_a_cell_that_is_done_runs_again_for_its_weights(quick_cell: QuickCell) -
     (kept,) = rows_of([quick_cell("lr=1e-3", "save_model=true")])
     assert kept.run_id != first.run_id
     assert rows_of([quick_cell("lr=1e-3", "save_model=true")])[0].run_id == kept.run_id
+    cell = quick_cell()
+    assert len(Store(cell.tracking.store, cell.study).cells()) == 1  # one seed is one observation
 
 
 def test_a_cell_that_stands_twice_in_the_grid_runs_once(

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ftmatrix.records import Verdict
 from ftmatrix.statistics import Interval, mean_interval
-from ftmatrix.tracking import Row
+from ftmatrix.tracking import NO_DECISION, Row
 
-NO_SETTINGS = ("method", "model", "data", "lr", "seed", "study", "save_model", "device", "evaluation.batch_size")
+NO_SETTINGS = ("method", "model", "data", "lr", "seed", "study", *NO_DECISION)
 """Parameters that are axes of their own, or decide no result."""
+DEFINING = ("method.name", "method.quantize", "method.dora", "method.rslora")
+"""Settings that make a method what its name says."""
 
 Settings = tuple[tuple[str, str], ...]
 """Settings and their values, sorted."""
@@ -149,9 +151,8 @@ def unfair_differences(arms: Sequence[Curve]) -> list[str]:
     for curve in arms:
         for point in curve.points:
             for row in (*point.runs, *point.failed):
-                shown = {key: value for key, value in row.settings.items() if not key.startswith(("method.", "model."))}
-                for key, value in (shown | row.facts).items():
-                    if key not in NO_SETTINGS:
+                for key, value in (row.settings | row.facts).items():
+                    if key not in (*NO_SETTINGS, *DEFINING):
                         seen.setdefault(key, {}).setdefault(curve.label, set()).add(value)
     for key, by_label in sorted(seen.items()):  # only the arms that have such a setting
         if len(set.union(*by_label.values())) > 1:

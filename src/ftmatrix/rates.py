@@ -103,7 +103,8 @@ class Sensitivity:
 
 def best(sample: Sample) -> int:
     """Position of the best rate: highest mean validation accuracy, ties by the lowest mean NLL."""
-    accuracy, nll = _means(sample.accuracy), _means(sample.nll)
+    broken = numpy.isnan(sample.nll) & ~numpy.isnan(sample.accuracy)  # a run without a number is no better for that
+    accuracy, nll = _means(sample.accuracy), _means(numpy.where(broken, math.inf, sample.nll))
     order = range(len(sample.rates))
     return max(order, key=lambda i: (_or(accuracy[i], -math.inf), -_or(nll[i], math.inf)))
 
@@ -164,14 +165,15 @@ def rate_ratio(first: Sample, second: Sample) -> Interval:
 
 
 def width_difference(first: Sample, second: Sample) -> Interval:
-    """Decades by which the first arm's stable window is wider; unknown where an edge isn't bracketed."""
+    """Decades by which the first arm's stable window is wider; unknown where an edge isn't bracketed, or where an arm
+    is unstable at its best rate and so has none.
+    """
 
     def decades(seeds: tuple[int, ...]) -> float:
-        windows = window(first.seeds(seeds)), window(second.seeds(seeds))
-        if any(found is not None and not found.bracketed for found in windows):
+        one, two = window(first.seeds(seeds)), window(second.seeds(seeds))
+        if one is None or two is None or not (one.bracketed and two.bracketed):
             return math.nan
-        widths = [found.decades if found else 0.0 for found in windows]
-        return widths[0] - widths[1]
+        return one.decades - two.decades
 
     return _paired(decades, first, second).widened(grid_margin(max(first.step, second.step), ends=4))
 

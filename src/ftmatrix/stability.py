@@ -18,6 +18,9 @@ SPIKE_DEVIATIONS = 7.0
 LEAST_DEVIATION = 0.01
 """What counts as one robust standard deviation of a log-series that varies less: 1 %, so that a jump out of a flat
 curve is seen."""
+LEAST_VALUE = 1e-6
+"""Losses and gradient norms below this are taken for it: what a run that knows its data by heart does down there, to
+an exact 0 at times, is rounding."""
 MAD_TO_DEVIATION = 1.4826
 """Median absolute deviation to standard deviation, for a normal distribution."""
 
@@ -58,7 +61,7 @@ def find_spikes(steps: Sequence[Step], *, warmup_steps: int) -> tuple[list[Spike
 def _deviations(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
     """Robust standard deviations of each log-value above the window before it; NaN where it can't be judged."""
     finite = numpy.isfinite(values)
-    logs = numpy.log(numpy.where(finite, numpy.maximum(values, numpy.finfo(float).tiny), 1.0))
+    logs = numpy.log(numpy.where(finite, numpy.maximum(values, LEAST_VALUE), 1.0))
     logs[~finite] = math.nan
     before = numpy.concatenate([numpy.full(WINDOW_STEPS, math.nan), logs[:-1]])
     windows = numpy.lib.stride_tricks.sliding_window_view(before, WINDOW_STEPS)  # (steps, window)
@@ -93,6 +96,8 @@ def assess(
                 return Stability(Verdict.DIVERGED, step.index, series, value, score)
     if not weights_finite:
         return Stability(Verdict.DIVERGED, None, "weights", math.nan, score)
+    if not math.isfinite(nll_initial):
+        return Stability(Verdict.DIVERGED, None, "val_nll_initial", nll_initial, score)
     if not math.isfinite(nll) or nll >= nll_initial:
         return Stability(Verdict.DIVERGED, None, "val_nll", nll, score)
     if accuracy <= majority_share:

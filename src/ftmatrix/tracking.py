@@ -55,6 +55,10 @@ def _check_reachable(uri: str, *, create: bool) -> None:
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
 
 
+NO_DECISION = ("save_model", "device", "evaluation.batch_size")
+"""Settings that decide no result: runs that differ in nothing else are one cell."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A cell as the store knows it: what a comparison table is made of. Metrics and settings are named as in MLflow."""
@@ -140,13 +144,13 @@ class Store:
     def cells(self) -> list[Row]:
         """Every cell of the study by its newest result; one that has none, by its newest failure.
 
-        Runs of the same settings are one cell, whatever data, versions or machine they ran on: what a comparison may
-        count once only. Where those differ between cells, the report says so.
+        Runs of the same settings are one cell, whatever data, versions or machine they ran on, and whether or not they
+        keep their weights: what a comparison may count once only. Where those differ, the report says so.
         """
         newest: dict[frozenset[tuple[str, str]], Row] = {}
         for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'"):
             row = _row(run)
-            cell = frozenset(row.settings.items())
+            cell = frozenset((key, value) for key, value in row.settings.items() if key not in NO_DECISION)
             if cell not in newest or (row.completed and not newest[cell].completed):
                 newest[cell] = row
         return list(newest.values())

@@ -26,16 +26,20 @@ class Cells:
     lr: float | Literal["best"] | None = None
     model: str | None = None
     data: str | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        named = {"method": self.method, "model": self.model, "data": self.data, **self.settings}
+        return " ".join(f"{key}={value}" for key, value in named.items() if value is not None)
 
     def matches(self, curve: Curve) -> bool:
         """Whether an arm is meant."""
-        settings = dict(curve.context.settings)
+        runs = next(row for point in curve.points for row in (*point.runs, *point.failed))
         return (
             curve.method == self.method
             and self.model in (None, curve.context.model)
             and self.data in (None, curve.context.data)
-            and all(settings.get(key) == value for key, value in self.settings.items())
+            and all(_same(runs.settings.get(key), value) for key, value in self.settings.items())
         )
 
     def arm(self, arms: Sequence[Curve]) -> Curve:
@@ -46,7 +50,7 @@ class Cells:
         """
         found = [curve for curve in arms if self.matches(curve)]
         if not found:
-            raise OpenQuestionError(f"no run with method={self.method} yet")
+            raise OpenQuestionError(f"no run with {self} yet")
         if len(found) > 1:
             raise OpenQuestionError(f"several arms are meant: {', '.join(curve.label for curve in found)}")
         return found[0]
@@ -70,8 +74,22 @@ class Cells:
         return point
 
 
+def _same(found: str | None, wanted: str | float) -> bool:
+    """Whether a recorded setting is what a claim names: as a number where both are numbers."""
+    if found is None:
+        return False
+    try:
+        return float(found) == float(wanted)
+    except ValueError:
+        return found.lower() == str(wanted).lower()
+
+
 class OpenQuestionError(Exception):
-    """Why the runs can't answer a claim."""
+    """Why the runs can't answer a claim, and what there is to go by so far."""
+
+    def __init__(self, why: str, **numbers: float) -> None:
+        super().__init__(why)
+        self.numbers: dict[str, float | None] = dict(numbers)
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,8 @@ class Claim:
     statement: str
     cells: Cells
     p_below: float = 0.05
+    least_runs: int = 5
+    """With fewer the claim stays open."""
     requires: str | None = None
     """Another claim that has to be supported first, for the same model and data."""
 
@@ -116,4 +136,9 @@ def enough(point: Point, least: int) -> None:
     """
     if len(point.runs) < least:
         failed = f", {len(point.failed)} failed" if point.failed else ""
-        raise OpenQuestionError(f"{len(point.runs)} run(s) at lr={point.lr:g}{failed}; the claim asks for {least}")
+        raise OpenQuestionError(
+            f"{len(point.runs)} run(s) at lr={point.lr:g}{failed}; the claim asks for {least}",
+            runs=len(point.runs),
+            failed=len(point.failed),
+            least_runs=least,
+        )

@@ -3,10 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
+
 from ftmatrix.answers import Results
 from ftmatrix.claims.base import Cells, Claim, Evidence, OpenQuestionError, enough
 from ftmatrix.comparison import Curve, Point
-from ftmatrix.rates import DEGRADED_SHARE, Sample, best_rate, paired_samples, width_difference, window
+from ftmatrix.rates import (
+    DEGRADED_POINTS,
+    DEGRADED_SHARE,
+    Sample,
+    Window,
+    best,
+    degraded,
+    paired_samples,
+    shared_rates,
+    width_difference,
+    window,
+)
 from ftmatrix.statistics import ALPHA, equivalence, more_often, share_interval
 
 
@@ -16,7 +29,6 @@ class UnstableShare(Claim):
 
     supported_at_most: float = 0.0
     contradicted_at_least: float = 0.3
-    least_runs: int = 5
 
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         point = self.cells.point(arms)
@@ -24,7 +36,7 @@ class UnstableShare(Claim):
         share = point.unstable / len(point.runs)
         return Evidence(
             says=_unstable(point),
-            numbers={"unstable": point.unstable, "runs": len(point.runs)},
+            numbers={"unstable": point.unstable, "runs": len(point.runs), **_interval(point.unstable, point)},
             supports=share <= self.supported_at_most,
             contradicts=share >= self.contradicted_at_least,
         )
@@ -38,16 +50,13 @@ class Destabilised(Claim):
     supported_at_least: float = 0.5
     contradicted_at_most: float = 0.1
     equivalent_within: float = 0.01
-    least_runs: int = 5
 
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         high, low = self.cells.point(arms), self.against.point(arms)
         enough(high, self.least_runs)
         enough(low, self.least_runs)
         arm = self.cells.arm(arms)
-        top = arm.at(best_rate(arm))
-        floor = DEGRADED_SHARE * (top.mean("val_accuracy").estimate if top else 0.0)
-        bad, bad_low = _unstable_or_below(high, floor), _unstable_or_below(low, floor)
+        bad, bad_low = _unstable_or_degraded(high, arm), _unstable_or_degraded(low, arm)
         p = more_often(bad, len(high.runs), bad_low, len(low.runs))
         same = equivalence(high.values("val_accuracy"), low.values("val_accuracy"), self.equivalent_within)
         accuracies = [point.mean("val_accuracy").estimate for point in (high, low)]
@@ -60,6 +69,7 @@ class Destabilised(Claim):
             numbers={
                 "unstable_or_degraded": bad,
                 "runs": len(high.runs),
+                **_interval(bad, high),
                 "unstable_or_degraded_low": bad_low,
                 "runs_low": len(low.runs),
                 "p_equivalent": same,
@@ -77,27 +87,29 @@ class ToleratesHigherRates(Claim):
     against: Cells
     least_steps: int = 1
     """Grid steps by which the upper edge of the stable window has to be higher."""
-    least_runs: int = 5
 
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         tolerant, other = self.cells.point(arms), self.against.point(arms)
         enough(tolerant, self.least_runs)
         enough(other, self.least_runs)
-        edges = [_upper_edge(cells.arm(arms)) for cells in (self.cells, self.against)]
-        (edge, bracketed), (other_edge, other_bracketed) = edges
-        rates = sorted({*self.cells.arm(arms).rates, *self.against.arm(arms).rates})
-        steps = rates.index(edge) - rates.index(other_edge)
-        if not other_bracketed and steps <= 0:
+        pair = [self.cells.arm(arms), self.against.arm(arms)]
+        (edge, bracketed), (other_edge, _) = map(_upper_edge, pair)
+        if edge <= other_edge and not bracketed:
             raise OpenQuestionError(
-                f"the grid ends at lr={other_edge:g}, where {self.against.method} is still stable: no upper edge to "
-                "compare with; add higher rates"
+                f"the grid ends at lr={edge:g}, where {self.cells.method} is still stable: no upper edge to compare; "
+                "add higher rates"
+            )
+        steps = sum(min(edge, other_edge) < lr <= max(edge, other_edge) for lr in shared_rates(pair))
+        if edge > other_edge and not steps:
+            raise OpenQuestionError(
+                f"stable up to {edge:g} against {other_edge:g}, but no rate between was run with both; add one"
             )
         p = more_often(other.unstable, len(other.runs), tolerant.unstable, len(tolerant.runs))
         more = "" if bracketed else " or more"
         return Evidence(
             says=(
                 f"{self.cells.method}: {_unstable(tolerant)}; {self.against.method}: {_unstable(other)} (Fisher "
-                f"p={p:.3g}); stable up to {edge:g}{more} against {other_edge:g}, {steps} grid step(s) apart"
+                f"p={p:.3g}); stable up to {edge:g}{more} against {other_edge:g}, {steps} common grid step(s) apart"
             ),
             numbers={
                 "unstable": tolerant.unstable,
@@ -107,8 +119,8 @@ class ToleratesHigherRates(Claim):
                 "upper_edge": edge,
                 "upper_edge_against": other_edge,
             },
-            supports=steps >= self.least_steps,
-            contradicts=steps <= 0,
+            supports=edge > other_edge and steps >= self.least_steps,
+            contradicts=edge <= other_edge,
             p=p,
         )
 
@@ -122,22 +134,38 @@ class WiderWindow(Claim):
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         pair = [self.cells.arm(arms), self.against.arm(arms)]
         for arm in pair:
-            found = window(Sample.of(arm)) if arm.rates else None
-            if found is not None and not found.bracketed:
-                edges = f"{found.low:g} to {found.high:g}"
-                raise OpenQuestionError(f"the window of {arm.label}, {edges}, reaches the end of its grid; add rates")
-        difference = width_difference(*paired_samples(*pair))
+            self._check(arm)
+        first, second = paired_samples(*pair)
+        if (common := first.accuracy.shape[1]) < self.least_runs:
+            raise OpenQuestionError(f"{common} common seed(s); the claim asks for {self.least_runs}", seeds=common)
+        difference = width_difference(first, second)
         if difference.low is None or difference.high is None:
-            raise OpenQuestionError(f"no interval over {difference.n} common seed(s): too few, or windows without end")
+            raise OpenQuestionError(f"no interval over {difference.n} common seeds: too many have windows without end")
         return Evidence(
             says=(
                 f"wider by {difference.estimate:.2f} decades (95 % interval {difference.low:.2f} to "
                 f"{difference.high:.2f}, {difference.n} seeds, the grid's spacing included)"
             ),
-            numbers={"difference": difference.estimate, "low": difference.low, "high": difference.high},
+            numbers={
+                "difference": difference.estimate,
+                "low": difference.low,
+                "high": difference.high,
+                "seeds": difference.n,
+            },
             supports=difference.low > 0,
             contradicts=difference.high < 0,
         )
+
+    def _check(self, arm: Curve) -> None:
+        """That an arm has a window with two edges, and enough runs at every rate that decides it."""
+        found = _window(arm)
+        if not found.bracketed:
+            edges = f"{found.low:g} to {found.high:g}"
+            raise OpenQuestionError(f"the window of {arm.label}, {edges}, reaches the end of its grid; add rates")
+        within = [index for index, lr in enumerate(arm.rates) if found.low <= lr <= found.high]
+        for lr in arm.rates[within[0] - 1 : within[-1] + 2]:
+            if (point := arm.at(lr)) is not None:
+                enough(point, self.least_runs)
 
 
 def _unstable(point: Point) -> str:
@@ -150,13 +178,30 @@ def _unstable(point: Point) -> str:
     )
 
 
-def _unstable_or_below(point: Point, floor: float) -> int:
-    """Runs that are unstable, or whose validation accuracy is degraded on its own."""
+def _interval(hits: int, point: Point) -> dict[str, float | None]:
+    share = share_interval(hits, len(point.runs))
+    return {"low": share.low, "high": share.high}
+
+
+def _unstable_or_degraded(point: Point, arm: Curve) -> int:
+    """Runs that are unstable or, above the best rate, degraded; below it, less accuracy is too little training."""
+    sample = Sample.of(arm)
+    top = best(sample)
+    floor = 0.0
+    if point.lr > sample.rates[top]:
+        level = float(numpy.nanmean(sample.accuracy[top]))
+        worse = dict(zip(arm.rates, degraded(sample), strict=True))[point.lr]
+        floor = max(DEGRADED_SHARE * level, level - DEGRADED_POINTS) if worse else DEGRADED_SHARE * level
     return sum(row.stability != "stable" or (row.metric("val_accuracy") or 0.0) < floor for row in point.runs)
 
 
 def _upper_edge(arm: Curve) -> tuple[float, bool]:
+    found = _window(arm)
+    return found.high, found.high_bracketed
+
+
+def _window(arm: Curve) -> Window:
     found = window(Sample.of(arm)) if arm.rates else None
     if found is None:
         raise OpenQuestionError(f"{arm.label} has no stable window: too many unstable runs at its best rate")
-    return found.high, found.high_bracketed
+    return found

@@ -55,9 +55,11 @@ def read_claims(path: Path) -> dict[str, Claim]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must map each claim's name to its statement, statistic and cells")
     claims = {str(name): _claim(f"{path.parent.name}/{path.name}: {name}", entry) for name, entry in content.items()}
-    for name, claim in claims.items():
-        if claim.requires is not None and claim.requires not in claims:
-            raise ConfigError(f"{path}: {name} requires {claim.requires}; {nearest(claim.requires, claims)}")
+    names = list(claims)
+    for place, (name, claim) in enumerate(claims.items()):
+        if claim.requires is not None and claim.requires not in names[:place]:
+            before = nearest(claim.requires, names[:place]) if claim.requires not in names else "put that one first"
+            raise ConfigError(f"{path}: {name} requires {claim.requires}; {before}")
     return claims
 
 
@@ -73,7 +75,7 @@ def judge(claims: dict[str, Claim], arms: Sequence[Curve], results: Results) -> 
         for context, members in matching.items():
             weighed.append((name, context.title, _weigh(claim, members, results)))
         if not matching:
-            weighed.append((name, "no run yet", OpenQuestionError("the study has no such run yet")))
+            weighed.append((name, "no run yet", OpenQuestionError(f"the study has no run with {claim.cells} yet")))
     tests = {
         index: found.p
         for index, (_, _, found) in enumerate(weighed)
@@ -103,7 +105,7 @@ def _finding(
     earlier: dict[str, Answer],
 ) -> Finding:
     if isinstance(found, OpenQuestionError):
-        return Finding(name, claim.statement, context, Answer.INCONCLUSIVE, str(found), {})
+        return Finding(name, claim.statement, context, Answer.INCONCLUSIVE, str(found), found.numbers)
     answer, but = _answer(claim, found, p_adjusted, earlier)
     because = found.says + (f"; {but}" if but else "")
     return Finding(name, claim.statement, context, answer, because, found.numbers, found.p, p_adjusted)

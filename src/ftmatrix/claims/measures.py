@@ -1,7 +1,7 @@
 """Claims about accuracy, confusion and memory: C4, C5 and C6 of the finding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy
@@ -57,28 +57,35 @@ class MostConfusedPair(Claim):
     pair: tuple[str, str]
     contradicted_below: int = 5
     """Rank behind which the claim is contradicted."""
+    least_runs: int = 3
     least_errors: int = 5
     """Errors a run, on average, that a pair needs to be ranked."""
 
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         point = self.cells.point(arms)
-        ranked = rank_pairs(point, results, self.least_errors)
-        names = [pair.intents for pair in ranked]
-        first, second = sorted(self.pair)
-        if (named := (first, second)) not in names:
-            raise OpenQuestionError(f"{' / '.join(self.pair)}: fewer than {self.least_errors} errors a run to judge by")
-        rank = names.index(named)
-        other = ranked[1 if rank == 0 else 0] if len(ranked) > 1 else None
-        mine = ranked[rank].share
-        rival = f"; {' / '.join(other.intents)} {other.share.estimate:.0%}" if other else ""
+        enough(point, self.least_runs)
+        every = rank_pairs(point, results)
+        named = next((pair for pair in every if set(pair.intents) == set(self.pair)), None)
+        if named is None:
+            raise OpenQuestionError(f"{' / '.join(self.pair)}: no such pair among the intents")
+        mine = named.share
+        others = [pair for pair in every if pair is not named and pair.share.n >= self.least_errors]
+        ahead = [pair for pair in others if pair.share.estimate > mine.estimate]
+        rival = f"; {' / '.join(others[0].intents)} {others[0].share.estimate:.0%}" if others else ""
+        seeds = len(point.runs)
+        said = f"{mine.estimate:.0%} of {mine.n} errors a run fall on the other{rival} (mean of {seeds} seeds)"
+        numbers = {"share": mine.estimate, "low": mine.low, "high": mine.high, "errors": mine.n, "runs": seeds}
+        if mine.n < self.least_errors:  # too few for a rank; but others may be clear of whatever it is
+            clear = [pair for pair in ahead if (pair.share.low or 0.0) > (mine.high or 0.0)]
+            if len(clear) < self.contradicted_below:
+                raise OpenQuestionError(f"{said}; a rank takes {self.least_errors}", errors=mine.n, runs=seeds)
+            return Evidence(f"{len(clear)} pairs are confused more: {said}", numbers, supports=False, contradicts=True)
+        rank = len(ahead) + 1
         return Evidence(
-            says=(
-                f"rank {rank + 1} of {len(ranked)} pairs: {mine.estimate:.0%} of {mine.n} errors a run fall on the "
-                f"other{rival} (mean of {len(point.runs)} seeds)"
-            ),
-            numbers={"rank": rank + 1, "share": mine.estimate, "low": mine.low, "high": mine.high},
-            supports=rank == 0 and (other is None or not mine.overlaps(other.share)),
-            contradicts=rank >= self.contradicted_below,
+            says=f"rank {rank} of {len(others) + 1} pairs: {said}",
+            numbers={"rank": rank, **numbers},
+            supports=rank == 1 and all(not mine.overlaps(pair.share) for pair in others),
+            contradicts=rank > self.contradicted_below,
         )
 
 
@@ -88,14 +95,17 @@ class MemoryMultiple(Claim):
 
     supported_from: float = 3.5
     supported_to: float = 4.5
+    least_runs: int = 1
 
     def weigh(self, arms: Sequence[Curve], results: Results) -> Evidence:
         point = self.cells.point(arms)
+        enough(point, self.least_runs)
         multiples = []
         for row in point.runs:
-            parts = [row.metric(name) for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes")]
-            if parts[0]:
-                multiples.append(sum(part or 0.0 for part in parts) / parts[0])
+            weights, *others = (row.metric(name) for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"))
+            known = [part for part in others if part is not None]
+            if weights and len(known) == len(others):
+                multiples.append(1 + sum(known) / weights)
         if not multiples:
             raise OpenQuestionError("the runs don't say what their memory is made of")
         multiple = max(multiples)
@@ -110,7 +120,7 @@ class MemoryMultiple(Claim):
         )
 
 
-def rank_pairs(point: Point, results: Results, least_errors: float) -> list[PairShare]:
+def rank_pairs(point: Point, results: Results) -> list[PairShare]:
     """Pairs of intents by the share of their errors that falls on the other, the most confused first.
 
     Counts are means over the seeds, because the same messages are asked of each: more seeds are no more messages.
@@ -123,9 +133,9 @@ def rank_pairs(point: Point, results: Results, least_errors: float) -> list[Pair
     errors = (confusion.sum(axis=1) - confusion.diagonal()).tolist()
     ranked = []
     for i, j in combinations(range(len(intents)), 2):
-        if (total := errors[i] + errors[j]) >= least_errors:
-            crossed = float(confusion[i][j] + confusion[j][i])
-            first, second = sorted((intents[i], intents[j]))
-            share = share_interval(round(crossed), max(1, round(total)))
-            ranked.append(PairShare((first, second), Interval(crossed / total, share.low, share.high, round(total))))
+        total = errors[i] + errors[j]
+        crossed = float(confusion[i][j] + confusion[j][i])
+        first, second = sorted((intents[i], intents[j]))
+        share = share_interval(crossed, round(total)) if round(total) else Interval(0.0, None, None, 0)
+        ranked.append(PairShare((first, second), replace(share, estimate=crossed / total if total else 0.0)))
     return sorted(ranked, key=lambda pair: -pair.share.estimate)

@@ -107,9 +107,9 @@ def _tolerance(summary: Summary) -> Section:
     notes = (
         "Stable window: rates around the best one with at most 20 % unstable runs and no degradation; ≤ or ≥ marks an "
         "edge that the grid doesn't reach. LR sensitivity: how much worse rates are on average than the best one, in "
-        "nats a label token and in points of error, over the rates that all methods have, and over those within a decade of "
-        "the method's best. LR ratio: the best rate over that of full fine-tuning; its interval counts the seeds and "
-        "the grid's spacing.",
+        "nats a label token and in points of error, over the rates that all methods have and over those within a "
+        "decade of the method's best. LR ratio: the best rate over that of full fine-tuning; its interval counts the "
+        "seeds and the grid's spacing.",
     )
     return Section("Learning-rate tolerance", header, tuple(map(_tolerated, summary.arms)), notes)
 
