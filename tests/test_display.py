@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ftmatrix.config import Cell
-from ftmatrix.display import Display, names
+from ftmatrix.display import Display, names, open_console
 from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import CellResult, Evaluation, Outcome, Stability, Verdict
 
@@ -41,7 +41,10 @@ def shown(ready: list[ReadyCell], *, terminal: bool, quiet: bool = False) -> str
 def test_without_a_terminal_a_line_says_that_a_cell_began_and_how_it_ended(ready: list[ReadyCell]) -> None:
     lines = shown(ready, terminal=False).splitlines()
     assert lines[:2] == ["start  full pocket-1m lr=0.001 seed=0",
-                         "[1/3]  full pocket-1m lr=0.001 seed=0  spiky  accuracy 50.0%  0 s"]  # fmt: skip
+                         "[1/3]  full pocket-1m lr=0.001 seed=0  spiky  accuracy 50.0%  0 s; "
+                         "best 50.0%, full pocket-1m lr=0.001 seed=0; about 0 s left"]  # fmt: skip
+    assert "best 90.0%, full pocket-1m lr=0.002 seed=0" in lines[3]
+    assert lines[5].endswith("accuracy 70.0%  0 s")
     assert len(lines) == 7
 
 
@@ -49,6 +52,11 @@ def test_a_terminal_shows_the_best_so_far_and_the_last_verdict(ready: list[Ready
     said = shown(ready, terminal=True)
     assert "3/3 cells  best 90.0%, full pocket-1m lr=0.002 seed=0" in said
     assert "[3/3]  full pocket-1m lr=0.003 seed=0  spiky  accuracy 70.0%" in said
+
+
+def test_colours_asked_for_make_no_bars_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not open_console().is_interactive
 
 
 def test_cells_of_one_title_are_told_apart_by_their_settings(quick_cell: Callable[..., Cell]) -> None:

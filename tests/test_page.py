@@ -81,6 +81,16 @@ def test_text_can_be_read_in_both_colour_schemes(page: Page, file: Path, scheme:
     assert found["drawn"] > READABLE
 
 
+def test_a_print_loses_no_column(page: Page, file: Path) -> None:
+    page.call("Emulation.setDeviceMetricsOverride", width=718, height=1000, deviceScaleFactor=1, mobile=False)  # A4
+    page.open(file)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    edges = page.value("[...document.querySelectorAll('table')].map((table) => table.getBoundingClientRect().right)")
+    page.call("Emulation.setEmulatedMedia", media="")
+    page.call("Emulation.clearDeviceMetricsOverride")
+    assert max(edges) <= 718
+
+
 @pytest.mark.parametrize("width", [400, 1300])
 def test_it_is_never_wider_than_the_window(page: Page, file: Path, width: int) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -103,6 +104,12 @@ def test_mlflows_server_answers_messages_and_refuses_what_is_none(served: str, s
     texts, expected = answers(store, row, tmp_path)
     status, said = post(served, json.dumps({"inputs": texts[:3]}))
     assert (status, json.loads(said)) == (200, {"predictions": expected[:3]})
-    for wrong in ('{"inputs": [1, 2]}', '{"inputs": {"a": "b"}}', '{"messages": ["where is my card"]}', "where"):
+    (shown,) = re.findall(r"curl .* -d '(.*)' http", (Path(__file__).parents[1] / "README.md").read_text())
+    status, said = post(served, shown)
+    assert (status, len(json.loads(said)["predictions"])) == (200, 1)
+    for wrong in (
+        '{"inputs": []}', '{"inputs": [""]}', '{"inputs": ["where is my card", " "]}', '{"inputs": null}',
+        '{"inputs": [1, 2]}', '{"inputs": {"a": "b"}}', '{"messages": ["where is my card"]}', "where",
+    ):  # fmt: skip
         status, said = post(served, wrong)
         assert 400 <= status < 500, (wrong, said)

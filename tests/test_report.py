@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import numpy
 import pytest
+from matplotlib.patches import Rectangle
 from rich.console import Console
 from study import arm, failed, row
 
 from ftmatrix.answers import compare_answers
 from ftmatrix.comparison import Point
 from ftmatrix.evaluation import score
-from ftmatrix.records import CellResult, Outcome, Prediction
+from ftmatrix.records import CellResult, Outcome, Prediction, Stability, Verdict
 from ftmatrix.report import as_json, print_report, read_details, summarise, write_report
 from ftmatrix.report.details import Confusion
+from ftmatrix.report.plots import Plot, draw
+from ftmatrix.report.plots.style import colour, line_style, marker, named
 from ftmatrix.report.summary import Summary
 from ftmatrix.tracking import Row
 
@@ -43,7 +47,9 @@ def result(right: float, seed: int = 0, messages: int = 200) -> CellResult:
 
 
 def results(row: Row) -> CellResult:
-    return result(row.metrics["accuracy"], row.seed)
+    broke = row.stability == "diverged"
+    stability = Stability(Verdict.DIVERGED, 7, "loss", 50.0) if broke else Stability(Verdict.STABLE)
+    return replace(result(row.metrics["accuracy"], row.seed), stability=stability)
 
 
 def made_up(folder: Path) -> Summary:
@@ -75,7 +81,8 @@ def test_the_report_says_best_rates_windows_ratio_and_claims(summary: Summary) -
     assert "5 diverged" in said
     assert "4 (" in said  # the LR ratio with its interval
     assert "rates: full 1e-05, 5e-05, 0.0002; lora 1e-05, 5e-05, 0.0002" not in said  # failed cells have no rate to use
-    assert "out of memory: memory | ran *out* <b>here</b>" in said
+    assert "memory | ran *out* <b>here</b>" in said
+    assert "1 out of memory" in said
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
@@ -115,6 +122,53 @@ def test_every_plot_is_drawn_into_the_page_and_beside_it(summary: Summary, tmp_p
     for text in ("learning rate", "optimizer step", "peak memory of training (MiB)", "Pareto front", "invalid"):
         assert f">{text}</text>" in page
     assert all(f"({plot}-pocket-1m.png)" in files["report.md"].read_text() for plot in PLOTS)
+
+
+def drawn(rows: list[Row]) -> dict[str, Plot]:
+    details = read_details(summarise("made up", rows, results, None), results, curve)
+    return {plot.name.removesuffix("-pocket-1m"): plot for plot in draw(details)}
+
+
+def lines(plot: Plot, label: str) -> list[tuple[float, float]]:
+    found = [line for axes in plot.figure.axes for line in axes.get_lines() if line.get_label() == label]
+    starts = [numpy.asarray(line.get_xydata())[0].tolist() for line in found]
+    return [(x, y) for x, y in starts]
+
+
+def test_plots_mark_what_broke_a_run_and_what_was_forecast() -> None:
+    rows = arm("full", {1e-4: (0.8, "stable"), 1e-3: (0.2, "diverged")})
+    plots = drawn(rows)
+    assert lines(plots["training"], "_trigger") == [(7, dict(curve(rows[-1], "loss"))[7])]
+    assert lines(plots["memory"], "forecast") == [(5.2e6 / 2**20, 0)]
+    bars = [bar for bar in plots["memory"].figure.axes[0].patches if isinstance(bar, Rectangle)]
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(5.0e6 / 2**20)
+    forgetting = plots["trade-offs"].figure.axes[2]
+    assert forgetting.get_xlabel() == "perplexity on general text, after over before"
+    assert len(forgetting.collections) == 3  # two rates, and the cross over the unstable one
+
+
+def test_a_run_without_a_number_is_seen_and_spoils_no_other() -> None:
+    rows = arm("full", {1e-4: (0.8, "stable"), 1e-3: (0.5, "stable")})
+    rows += [row("full", 1e-2, seed, 0.1, "diverged", val_nll=math.nan, forgetting=math.nan) for seed in range(5)]
+    plots = drawn(rows)
+    losses = plots["rates"].figure.axes[1]
+    assert sum(float(numpy.asarray(mark.get_offsets())[0, 1]) == 0.98 for mark in losses.collections) == 5
+    said = io.StringIO()
+    print_report(summarise("made up", rows, results, None), Console(file=said, width=200))
+    assert "not finite" in said.getvalue()
+    assert "nan" not in said.getvalue()
+
+
+@pytest.mark.parametrize("other", [6, 7, 13])
+def test_arms_beyond_the_colours_look_different(other: int) -> None:
+    looks = {(colour(index), marker(index), line_style(index)) for index in range(other + 1)}
+    assert len(looks) == other + 1
+
+
+def test_files_of_titles_that_read_alike_are_apart() -> None:
+    titles = ["a-b", "a--b", "a b", "a/b", "x" * 200, "x" * 201]
+    assert len({named("rates", title) for title in titles}) == len(titles)
+    assert max(len(named("rates", title)) for title in titles) < 140
 
 
 class Page(HTMLParser):
@@ -162,7 +216,7 @@ def test_names_that_users_choose_are_text(name: str, tmp_path: Path) -> None:
 def test_the_answer_stands_first(summary: Summary) -> None:
     said = " ".join(printed(summary, 400).split())
     assert said.startswith(
-        "In short 31 cells; 1 without a result (1 out of memory); claims: 1 supported; 5 of the runs unstable"
+        "In short 31 cells; 1 without a result (1 out of memory); claims: 1 supported; 5 of 30 runs unstable"
     )
     assert "Most accurate: full at lr 5e-05, 80.0" in said
     assert "Behind it: lora at lr 0.0002 by 0.9 (" in said
@@ -193,6 +247,27 @@ def test_the_report_says_where_it_was_measured() -> None:
     said = printed(summarise("study", [row("full", 1e-3, 0, facts=facts)], results, None), 400)
     assert "Measured on cpu (2 cores), in fp32, torch 2.13.0." in said
     assert "Peak memory is resident set." in said
+
+
+def test_costs_of_few_seeds_are_no_less_different() -> None:
+    rows = [row("full", 1e-3, seed, peak_bytes_train=1e8) for seed in range(3)]
+    rows += [row("lora", 1e-3, 0, peak_bytes_train=1e9)]
+    said = " ".join(printed(summarise("made up", rows, results, None), 400).split())
+    assert "lora 954 MiB (10 times as much)" in said
+
+
+def test_the_answer_doesnt_contradict_itself_where_arms_have_other_seeds() -> None:
+    rows = [row("full", 1e-3, seed, accuracy) for seed, accuracy in enumerate((0.6, 0.95, 0.95))]
+    rows += [row("lora", 1e-3, 0, 0.8)]
+    said = " ".join(printed(summarise("made up", rows, results, None), 400).split())
+    assert "Ahead of it on the seeds that both have: lora at lr 0.001" in said
+    assert "Behind it" not in said
+
+
+def test_a_study_of_failures_says_nothing_of_stability() -> None:
+    summary = summarise("made up", [failed("full", 1e-3, seed) for seed in range(2)], results, None)
+    assert "stable" not in printed(summary, 400).split("Side by side")[0]
+    assert "0, 1" in printed(summary, 400).split("Without a result")[1]
 
 
 def test_what_cant_be_told_apart_is_said_to_be_so() -> None:

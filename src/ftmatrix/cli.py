@@ -193,7 +193,9 @@ def _report(arguments: list[str]) -> None:
 
 def _register(arguments: list[str]) -> None:
     """Register a study's best cell, and say how it is served."""
-    from ftmatrix.config import Tracking
+    import shlex
+
+    from ftmatrix.config import Tracking, settled_uri
     from ftmatrix.registry import register_best
     from ftmatrix.tracking import Store
 
@@ -205,19 +207,22 @@ def _register(arguments: list[str]) -> None:
     store = Store(Tracking().store, study, create=False)
     row, version = register_best(store, name)
     print(f"{row.method} {row.model} lr={row.lr:g} seed={row.seed} is {name}, version {version}; served by")
-    print(f"MLFLOW_TRACKING_URI={store.shown} mlflow models serve -m models:/{name}/{version} --env-manager local")
+    place, model = (shlex.quote(word) for word in (settled_uri(store.shown), f"models:/{name}/{version}"))
+    print(f"MLFLOW_TRACKING_URI={place} mlflow models serve -m {model} --env-manager local")
 
 
 def _only_study(command: str, arguments: list[str]) -> str:
-    """The study that a command's arguments name, or the one that runs have where none is named.
+    """The study that a command's arguments name, itself or by its folder, or the one that runs have otherwise.
 
     Raises:
         ConfigError: they name several.
     """
+    from ftmatrix.studies import study_of
+
     names = [word for word in arguments if not word.startswith("-")]
     if len(names) > 1:
         raise ConfigError(f"{command} {' '.join(names)}: takes one study at most, such as `ftmatrix {command} pocket`")
-    return names[0] if names else "ftmatrix"
+    return study_of(names[0]) if names else "ftmatrix"
 
 
 def _ui(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from rich.progress import (
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import parameters_of
 from ftmatrix.records import CellResult, Outcome, Step
+from ftmatrix.table import duration
 
 PLAIN_WIDTH = 160
 """Columns of what is printed where there is no terminal to ask."""
@@ -28,8 +29,9 @@ PLAIN_WIDTH = 160
 
 def open_console() -> Console:
     """The terminal, or plain lines of a fixed width (COLUMNS sets another)."""
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PLAIN_WIDTH) if plain else Console()
+    live = sys.stdout.isatty() and "CI" not in os.environ  # whatever colours are asked for
+    width = PLAIN_WIDTH if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
+    return Console(width=width, force_interactive=None if live else False)
 
 
 class Display:
@@ -41,6 +43,7 @@ class Display:
     def __init__(self, console: Console, cells: Sequence[ReadyCell], *, quiet: bool = False) -> None:
         self.console, self.total, self.quiet = console, len(cells), quiet
         self.done = 0
+        self._started = time.monotonic()
         self._best: tuple[float, str] | None = None
         self._name = names(cells)
         self._waiting: set[str] = set()
@@ -54,7 +57,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not console.is_interactive,
         )
         steps = sum(ready.steps for ready in cells)  # by steps, so that the time left says something early on
         self._sweep = self._progress.add_task("[bold]sweep", total=steps, state=f"0/{self.total} cells")
@@ -62,6 +65,7 @@ class Display:
     @contextmanager
     def live(self) -> Iterator[None]:
         """Draw while the sweep runs."""
+        self._started = time.monotonic()
         with self._progress:
             yield
 
@@ -69,7 +73,7 @@ class Display:
         """A cell's process was started."""
         task = self._progress.add_task(escape(self._name[ready.fingerprint]), total=ready.steps, state="starting")
         self._cells[ready.fingerprint] = _CellLine(task, time.monotonic())
-        if not self.console.is_terminal:
+        if not self.console.is_interactive:
             self._follow(f"start  {self._name[ready.fingerprint]}")
 
     def waits(self, ready: ReadyCell) -> None:
@@ -110,7 +114,18 @@ class Display:
             self._best = max(self._best or found, found)
         self._count()
         took = time.monotonic() - line.started
-        self._follow(f"[{self.done}/{self.total}]  {self._name[ready.fingerprint]}  {summary(result)}  {took:.0f} s")
+        ended = f"[{self.done}/{self.total}]  {self._name[ready.fingerprint]}  {summary(result)}  {took:.0f} s"
+        self._follow(ended + self._outlook())
+
+    def _outlook(self) -> str:
+        """What the bars of a terminal tell anyway: the best cell so far, and how long the rest will take."""
+        task = self._progress.tasks[self._sweep]
+        if self.console.is_interactive or self.done == self.total or not task.completed:
+            return ""
+        elapsed = time.monotonic() - self._started
+        left = elapsed * ((task.total or 0.0) / task.completed - 1)
+        best = f"; best {self._best[1]}" if self._best else ""
+        return f"{best}; about {duration(left)} left"
 
     def _follow(self, line: str) -> None:
         """A line that says how far the sweep is."""

@@ -24,6 +24,8 @@ WEIGHTS_TAG = "weights"
 """Set on a run that keeps its fine-tuned weights."""
 KEY_TAG = "record"
 """By which a record finds the run that it began."""
+MOST_OF_A_NOTE = 8000
+"""Characters that MLflow takes."""
 METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
 LEFT_OUT = (
@@ -60,11 +62,10 @@ class SweepWriter:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path), folder)
 
-    def describe(self, markdown: str) -> None:
-        """What MLflow's user interface shows on top of the run's page; it takes 8,000 characters."""
-        self.client.set_tag(
-            self.run_id, "mlflow.note.content", markdown if len(markdown) < 8000 else "See comparison.txt."
-        )
+    def describe(self, whole: str, short: str) -> None:
+        """What MLflow's user interface shows on top of the run's page, in Markdown: the whole where it is taken."""
+        note = whole if len(whole) <= MOST_OF_A_NOTE else short[:MOST_OF_A_NOTE]
+        self.client.set_tag(self.run_id, "mlflow.note.content", note)
 
 
 @dataclass(frozen=True)

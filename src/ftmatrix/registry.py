@@ -22,12 +22,19 @@ def register_best(store: Store, name: str) -> tuple[Row, str]:
     """Register the cell with the highest validation accuracy among those that keep their weights; it and its version.
 
     Raises:
-        ConfigError: no cell keeps its weights.
+        ConfigError: no cell keeps its weights, those that do answer to different data sets, or the name is none.
     """
+    if not name.strip() or set(name) & set("/:"):
+        raise ConfigError(f"--name={name}: a model's name in MLflow has neither / nor :")
     rows = [row for row in store.cells() if row.completed]
     kept = [row for row in rows if row.keeps_weights]
     if not kept:
         raise ConfigError(f"{store.study}: no cell keeps its weights; {_way_out(rows)}")
+    if len(data := sorted({row.data for row in kept})) > 1:
+        raise ConfigError(
+            f"{store.study}: cells of {' and '.join(data)} keep their weights, whose accuracies aren't comparable; "
+            "run the data set to be served in a study of its own"
+        )
     best = max(kept, key=_rank)
     with TemporaryDirectory() as scratch:
         version = _register(store, best, name, Path(scratch))

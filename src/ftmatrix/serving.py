@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.evaluation import Evaluator
@@ -78,6 +80,14 @@ class IntentModel(PythonModel):
 
     @torch.no_grad()
     def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]
-        """The intent of each message."""
+        """The intent of each message.
+
+        Raises:
+            MlflowException: there is no message, or a blank one; MLflow's server answers 400.
+        """
+        if not model_input or not all(message.strip() for message in model_input):
+            raise MlflowException(
+                "inputs: a message is empty; give texts, as training had them", error_code=INVALID_PARAMETER_VALUE
+            )
         prompts = self.evaluator.framer.prompts(model_input)
         return self.evaluator.choose([tuple(prompt) for prompt in prompts])

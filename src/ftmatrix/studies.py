@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from ftmatrix.config import experiments_root
 
 
@@ -11,8 +13,23 @@ def studies() -> dict[str, Path]:
     return {folder.name: folder for folder in reversed(found)}
 
 
+def study_of(word: str) -> str:
+    """The study that a grid's runs are recorded under; the word itself where no folder has that name."""
+    folder = studies().get(word)
+    return _recorded_as(folder) if folder else word
+
+
 def claims_of(study: str) -> Path | None:
     """The file of a study's claims, if it has one."""
-    folder = studies().get(study)
-    claims = folder / "claims.yaml" if folder else None
-    return claims if claims and claims.exists() else None
+    folders = [folder for name, folder in studies().items() if study in (name, _recorded_as(folder))]
+    return next((claims for folder in folders if (claims := folder / "claims.yaml").exists()), None)
+
+
+def _recorded_as(folder: Path) -> str:
+    """The study that a folder's grid names; its own name where the grid names none, or can't be read."""
+    try:
+        grid = yaml.safe_load((folder / "grid.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return folder.name
+    named = grid.get("study") if isinstance(grid, dict) else None
+    return str(named) if named else folder.name

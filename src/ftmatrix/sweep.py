@@ -61,8 +61,9 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
         title = f"{first.study}, sweep {name}"
         writer.text("comparison.csv", as_csv(rows))
         writer.text("comparison.txt", as_text(rows, title=title))
-        writer.describe(f"```\n{as_text(rows, title=title)}\n```")
-        reported = _report(store, writer) if first.report and done < len(planned) else None
+        table = f"```\n{as_text(rows, title=title)}\n```"
+        reported, answer = _report(store, writer) if first.report and done < len(planned) else (None, "")
+        writer.describe(f"{answer}\n\n{table}", answer or "The table is the artifact comparison.txt.")
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
@@ -76,16 +77,19 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     return [row_of[run_id] for run_id in run_ids]
 
 
-def _report(store: Store, writer: SweepWriter) -> str:
-    """Write the study's report, here and beside the sweep's run; where it lies. Without it the results are no less."""
-    from ftmatrix.report import make_report
+def _report(store: Store, writer: SweepWriter) -> tuple[str, str]:
+    """Write the study's report, here and beside the sweep's run; where it lies, and its answer as Markdown.
+
+    Without it the results are no less.
+    """
+    from ftmatrix.report import answer_as_markdown, make_report
 
     try:
-        _, files = make_report(store, REPORTS / store.study)
+        summary, files = make_report(store, REPORTS / store.study)
         writer.files(files, "report")
     except Exception as error:  # the disk, the store, a run that another version wrote
-        return f"No report ({first_line(error)}); `ftmatrix report {store.study}` makes it later."
-    return _compared(files[0])
+        return f"No report ({first_line(error)}); `ftmatrix report {store.study}` makes it later.", ""
+    return _compared(files[0]), f"{answer_as_markdown(summary)}\n\nTables and plots: artifact `report/report.html`."
 
 
 def _compared(page: Path) -> str:

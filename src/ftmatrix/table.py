@@ -81,7 +81,7 @@ def fitting_table(rows: Sequence[Row], *, title: str, console: Console) -> Table
 
 
 def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Column] = COLUMNS) -> Table:
-    """A row a cell, the best accuracy of each model in bold. What else differs between cells has a column too."""
+    """A row a cell, each model's best cell by validation in bold. What else differs between cells has a column."""
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     several_data = len({row.data for row in rows}) > 1
     differing = differing_settings(rows)
@@ -117,12 +117,13 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The comparison as CSV: every metric of every row, empty where unknown."""
+    """The comparison as CSV: every metric of every row, and the settings in which rows differ; empty where unknown."""
     import pandas
 
     axes = ["data", "model", "method", "lr", "seed", "outcome", "stability", "reason"]
     records = [
         {axis: no_formula(getattr(row, axis)) for axis in axes}
+        | {key: no_formula(row.settings[key]) for key in differing_settings(rows) if key in row.settings}
         | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
         | {"run_id": row.run_id}
         for row in in_order(rows)
@@ -156,16 +157,17 @@ def _shown(row: Row, column: Column) -> str:
 
 
 def _best_accuracy(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """The highest validation accuracy of each data set and model: test is no ground to choose by."""
     best: dict[tuple[str, str], float] = {}
     for row in rows:
-        accuracy = row.metric("accuracy")
+        accuracy = row.metric("val_accuracy")
         if accuracy is not None:
             best[row.data, row.model] = max(accuracy, best.get((row.data, row.model), 0.0))
     return best
 
 
 def _is_best(row: Row, best: dict[tuple[str, str], float]) -> bool:
-    return row.metric("accuracy") == best.get((row.data, row.model), -1.0)
+    return row.metric("val_accuracy") == best.get((row.data, row.model), -1.0)
 
 
 def gibibytes(count: float) -> str:

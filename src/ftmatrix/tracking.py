@@ -142,7 +142,7 @@ class Store:
         return found
 
     def cells(self) -> list[Row]:
-        """Every cell of the study by its newest result; one that has none, by its newest failure.
+        """Every cell of the study by its newest result, with weights if it has one; else by its newest failure.
 
         Runs of the same settings are one cell, whatever data, versions or machine they ran on, and whether or not they
         keep their weights: what a comparison may count once only. Where those differ, the report says so.
@@ -151,7 +151,8 @@ class Store:
         for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'"):
             row = _row(run)
             cell = frozenset((key, value) for key, value in row.settings.items() if key not in NO_DECISION)
-            if cell not in newest or (row.completed and not newest[cell].completed):
+            before = newest.get(cell)
+            if before is None or (row.completed, row.keeps_weights) > (before.completed, before.keeps_weights):
                 newest[cell] = row
         return list(newest.values())
 

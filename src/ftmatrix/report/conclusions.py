@@ -38,8 +38,10 @@ def overall(summary: Summary) -> list[str]:
         lines.append(f"{len(summary.failed)} without a result ({_listed(kinds)})")
     if summary.findings:
         lines.append(f"claims: {_listed(Counter(finding.answer.value for finding in summary.findings))}")
-    unstable = sum(rate.point.unstable for arm in summary.arms for rate in arm.rates)
-    lines.append(f"{unstable} of the runs unstable" if unstable else "every run stable")
+    points = [rate.point for arm in summary.arms for rate in arm.rates]
+    if runs := sum(len(point.runs) for point in points):
+        unstable = sum(point.unstable for point in points)
+        lines.append(f"{unstable} of {runs} runs unstable" if unstable else "every run stable")
     return ["; ".join(lines) + ".", *_measured_on(summary), *_doubts(summary)]
 
 
@@ -75,11 +77,14 @@ def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str
     first, *others = ranked
     rivals = _rivals(first)
     said = [f"Most accurate: {_named(first)}, {spread(_best(first).mean('accuracy'), percent)} % of the test messages."]
-    same, worse = [], []
+    same, worse, better = [], [], []
     for other in others:
         found = summary.contrast(title, first.curve.label, other.curve.label)
         if found is None:
-            same.append(f"{_named(other)} (no seed in common)")
+            same.append(f"{_named(other)} (no seed, or not the same test messages)")
+        elif found.distinguishable and found.accuracy.estimate < 0:  # the means are over other seeds than these
+            ahead = between(found.accuracy.negated(), lambda value: f"{100 * value:.1f}")
+            better.append(f"{_named(other)} by {ahead} points")
         elif found.distinguishable:
             worse.append(f"{_named(other)} by {between(found.accuracy, lambda value: f'{100 * value:.1f}')} points")
         else:
@@ -90,6 +95,8 @@ def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str
         said.append(f"Not distinguishable from it: {'; '.join(same)}.")
     if worse:
         said.append(f"Behind it: {'; '.join(worse)}.")
+    if better:
+        said.append(f"Ahead of it on the seeds that both have: {'; '.join(better)}.")
     return " ".join(said)
 
 
@@ -103,8 +110,9 @@ def _cost(ranked: Sequence[ArmSummary], metric: str, title: str, show: Callable[
     parts = []
     for mean, arm in known[1:]:
         times = mean.estimate / least.estimate
-        told_apart = least.low is None or not least.overlaps(mean)
-        more = f"{times:.2g} times as much" if times >= SAME_COST and told_apart else "about the same"
+        more = f"{times:.2g} times as much" if times >= SAME_COST else "about the same"
+        if times >= SAME_COST and least.low is not None and mean.low is not None and least.overlaps(mean):
+            more += ", which seeds vary by too"
         parts.append(f"{arm.curve.label} {show(mean.estimate)} ({more})")
     return [f"{title}: {first.curve.label}, {show(least.estimate)}; {', '.join(parts)}."]
 

@@ -1,5 +1,6 @@
 """Figures with their uncertainty, as words."""
 
+import math
 from collections.abc import Callable
 
 from ftmatrix.comparison import Point
@@ -23,9 +24,12 @@ def between(interval: Interval, show: Callable[[float], str]) -> str:
 
 
 def mean_of(point: Point, metric: str, show: Callable[[float], str]) -> str:
-    """A metric's mean over the seeds, without its spread."""
+    """A metric's mean over the seeds, without its spread. One run without a number leaves none."""
     values = point.values(metric)
-    return show(sum(values) / len(values)) if values else UNKNOWN
+    if not values:
+        return UNKNOWN
+    mean = sum(values) / len(values)
+    return show(mean) if math.isfinite(mean) else "not finite"
 
 
 def window_text(window: Window | None) -> str:

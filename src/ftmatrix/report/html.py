@@ -21,11 +21,6 @@ PAGE = Template("""<!DOCTYPE html>
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9198a1; --ground: #0d1117; --line: #30363d; --band: #161b22; }
 }
-@media print {
-  :root { --ink: #000; --soft: #333; --ground: #fff; --line: #999; --band: #fff; }
-  figure, tr { break-inside: avoid; }
-  nav { display: none; }
-}
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--ground); color: var(--ink);
        font: 15px/1.55 system-ui, sans-serif; }
@@ -50,6 +45,14 @@ figure svg { width: 100%; height: auto; max-width: 64rem; }
 .supported { color: light-dark(#116329, #56d364); }
 .contradicted { color: light-dark(#a40e26, #ff7b72); }
 .inconclusive { color: light-dark(#7d4e00, #e3b341); }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #333; --ground: #fff; --line: #999; --band: #fff; }
+  figure, tr { break-inside: avoid; }
+  nav { display: none; }
+  .wide { overflow: visible; }
+  th, td, .short { white-space: normal; padding: .12rem .25rem; }
+  table { font-size: .62rem; }
+}
 </style>
 </head>
 <body>

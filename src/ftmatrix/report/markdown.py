@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.plots import Plot
-from ftmatrix.report.sections import pair_sections, sections
+from ftmatrix.report.sections import Section, in_short, pair_sections, sections
 from ftmatrix.report.summary import Summary
 
 
@@ -12,17 +12,25 @@ def as_markdown(summary: Summary, contexts: Sequence[ContextDetails], plots: Seq
     """The report for a pull request or a README; its pictures lie beside it."""
     parts = [f"# {_cell(summary.study)}"]
     for section in [*sections(summary), *pair_sections(contexts)]:
-        parts.append(f"{'###' if section.part else '##'} {_cell(section.title)}")
-        if section.rows:
-            lines = [section.header, tuple("---" if title.startswith(" ") else "---:" for title in section.header)]
-            lines += [tuple(_cell(cell) for cell in row) for row in section.rows]
-            parts.append("\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines))
-            parts += [_cell(note) for note in section.notes]
-        else:
-            parts.append("\n".join(f"- {_cell(note)}" for note in section.notes))
+        parts += _section(section)
     for plot in plots:
         parts += [f"## {_cell(plot.title)}", f"![{_cell(plot.title)}]({plot.name}.png)", _cell(plot.caption)]
     return "\n\n".join(parts) + "\n"
+
+
+def answer_as_markdown(summary: Summary) -> str:
+    """The report's sentences alone."""
+    return "\n\n".join(part for section in in_short(summary) for part in _section(section))
+
+
+def _section(section: Section) -> list[str]:
+    title = f"{'###' if section.part else '##'} {_cell(section.title)}"
+    if not section.rows:
+        return [title, "\n".join(f"- {_cell(note)}" for note in section.notes)]
+    lines = [section.header, tuple("---" if title.startswith(" ") else "---:" for title in section.header)]
+    lines += [tuple(_cell(cell) for cell in row) for row in section.rows]
+    table = "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+    return [title, table, *map(_cell, section.notes)]
 
 
 def _cell(text: str) -> str:

@@ -1,5 +1,6 @@
 """The report as titles, tables and lines, for whatever writes it out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ class Section:
 
 def sections(summary: Summary) -> list[Section]:
     """All sections that have something to show, in the order of the report."""
-    tables = (_claims, _best_rates, _contrasts, _tolerance, _rates, _unfair)
-    every = [*_in_short(summary), *(table(summary) for table in tables)]
+    tables = (_claims, _rates, _failures, _best_rates, _contrasts, _tolerance, _unfair)
+    every = [*in_short(summary), *(table(summary) for table in tables)]
     return [section for section in every if section.rows or section.notes]
 
 
@@ -54,7 +55,8 @@ def pair_sections(contexts: Sequence[ContextDetails]) -> list[Section]:
     return [Section("Most confused intents", header, rows)] if rows else []
 
 
-def _in_short(summary: Summary) -> list[Section]:
+def in_short(summary: Summary) -> list[Section]:
+    """The answer in sentences, for the study and for each context."""
     found = conclusions(summary)
     return [
         Section("In short", (), (), tuple(overall(summary))),
@@ -88,7 +90,7 @@ def _at_best(arm: ArmSummary) -> tuple[str, ...]:
     return (
         curve.context.title,
         curve.label,
-        str(len(curve.seeds)),
+        str(len(top.runs)),
         f"{top.lr:g}",
         spread(top.mean("accuracy"), percent),
         mean_of(top, "peak_bytes_train", mebibytes),
@@ -149,11 +151,22 @@ def _contrasts(summary: Summary) -> Section:
 def _rates(summary: Summary) -> Section:
     header = (
         " model", " method", "lr", "runs", " unstable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
-        "peak train MiB", "train s",
+        "peak train MiB", "train s", "trained params",
     )  # fmt: skip
-    rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
-    notes = tuple(sorted({f"{row.outcome.value}: {row.reason}" for row in summary.failed if row.reason}))
-    return Section("By rate", header, rows, notes)
+    return Section("Side by side", header, tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates))
+
+
+def _failures(summary: Summary) -> Section:
+    """Cells without a result: a row for each reason that cells of one arm and rate have."""
+    seeds: dict[tuple[str, ...], list[int]] = {}
+    for arm in summary.arms:
+        for rate in arm.rates:
+            for row in rate.point.failed:
+                axes = (arm.curve.context.title, arm.curve.label, f"{row.lr:g}")
+                seeds.setdefault((*axes, row.outcome.value, row.reason or UNKNOWN), []).append(row.seed)
+    header = (" model", " method", "lr", "seeds", " outcome", " reason")
+    rows = tuple((*key[:3], ", ".join(map(str, found)), *key[3:]) for key, found in seeds.items())
+    return Section("Without a result", header, rows)
 
 
 def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
@@ -162,19 +175,23 @@ def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
     kinds = [
         f"{count} {verdict.value}" for verdict, count in sorted(point.verdicts.items()) if verdict != Verdict.STABLE
     ]
+    none = ["none"] if point.runs and not kinds else []
+    outcomes = Counter(row.outcome.value for row in point.failed)
+    kinds += none + [f"{count} {outcome}" for outcome, count in sorted(outcomes.items())]
     marks = ["best"] if rate.is_best else ["degraded"] if rate.degraded else []
     return (
         arm.curve.context.title,
         arm.curve.label,
         f"{point.lr:g}",
         runs,
-        ", ".join(kinds) or ("none" if point.runs else UNKNOWN),
+        ", ".join(kinds),
         " ".join(marks),
         mean_of(point, "val_accuracy", percent),
         mean_of(point, "val_nll", "{:.3f}".format),
         spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
         mean_of(point, "peak_bytes_train", mebibytes),
         mean_of(point, "seconds_train", seconds),
+        mean_of(point, "trainable_parameters", "{:,.0f}".format),
     )
 
 

@@ -1,19 +1,21 @@
 """What an arm costs, and what it gives for that."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.lines import Line2D
 
 from ftmatrix.comparison import Point
+from ftmatrix.rates import UNSTABLE_SHARE
 from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, log_ticks, marker, named, new_figure
+from ftmatrix.report.plots.style import COLOURS, INK, LEGEND_COLUMNS, Plot, colour, log_ticks, marker, named, new_figure
 
 PARTS = (
     ("weight_bytes", "weights", ""),
     ("gradient_bytes", "gradients", "//"),
     ("optimizer_bytes", "optimizer state", ".."),
-    ("other_bytes", "activations, logits, workspace", "xx"),
+    (None, "activations, logits, workspace", "xx"),
 )
 MIB = 2**20
 COSTS = (
@@ -47,13 +49,12 @@ def draw_memory(context: ContextDetails) -> Plot | None:
 
 
 def _stack(axes: Any, place: int, point: Point) -> None:
-    left = 0.0
+    left, peak, forecast = 0.0, _mean(point, "peak_bytes_train") / MIB, _mean(point, "forecast_bytes_train") / MIB
     for index, (metric, name, hatch) in enumerate(PARTS):
-        width = _mean(point, metric) / MIB
+        width = _mean(point, metric) / MIB if metric else max(0.0, peak - left)
         axes.barh(place, width, left=left, height=0.62, color=COLOURS[index], hatch=hatch, edgecolor=INK,
                   linewidth=0.6, alpha=0.85, label=name)  # fmt: skip
         left += width
-    peak, forecast = _mean(point, "peak_bytes_train") / MIB, _mean(point, "forecast_bytes_train") / MIB
     foretold = bool(point.values("forecast_bytes_train"))
     axes.text(
         max(peak, forecast), place, f"  {peak:,.0f}{f', forecast {forecast:,.0f}' if foretold else ''}", va="center"
@@ -84,12 +85,14 @@ def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | No
             if label in shown
         ]
         handles.append(Line2D([], [], color=INK, linewidth=0.9, alpha=0.7, label="Pareto front"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        handles.append(Line2D([], [], color=INK, marker="x", linewidth=0, label="unstable rate"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), LEGEND_COLUMNS))
     return Plot(
         named("trade-offs", context.title),
         f"What accuracy costs: {context.title}",
         "Each mark is a method at one rate, the mean over its seeds; the ringed one is its best rate. Nothing beats a "
-        "mark on the line in both accuracy and cost (the Pareto front; one mark that beats all has no line).",
+        "mark on the line in both accuracy and cost (the Pareto front; one mark that beats all has no line). A cross: "
+        "more than one run in five was unstable there. What isn't a finite number isn't drawn.",
         figure,
     )
 
@@ -102,9 +105,13 @@ def _scatter(axes: Any, context: ContextDetails, labels: Sequence[str], metric: 
             if not (rate.point.values(metric) and rate.point.values("accuracy")):
                 continue
             place = (_mean(rate.point, metric) / unit, 100 * _mean(rate.point, "accuracy"))
+            if not all(map(math.isfinite, place)):
+                continue
             places.append(place)
             ring = INK if rate.is_best else "none"
             axes.scatter(*place, color=colour(index), marker=marker(index), edgecolor=ring, s=46, zorder=3)
+            if rate.point.unstable > UNSTABLE_SHARE * len(rate.point.runs):
+                axes.scatter(*place, marker="x", color=INK, s=60, linewidth=1, zorder=4)
     if front := pareto(places):
         axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=0.9, alpha=0.7)
 

@@ -1,11 +1,22 @@
 """Accuracy and loss over the learning rate."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ftmatrix.records import Verdict
 from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, marker, named, new_figure
+from ftmatrix.report.plots.style import (
+    INK,
+    LEGEND_COLUMNS,
+    Plot,
+    colour,
+    line_style,
+    log_ticks,
+    marker,
+    named,
+    new_figure,
+)
 from ftmatrix.report.summary import ArmSummary
 
 NUDGE = 1.05
@@ -31,11 +42,13 @@ def draw_rates(context: ContextDetails, labels: Sequence[str]) -> Plot:
             axes.set_xlabel("learning rate")
         lines = [line for line in left.get_lines() if not str(line.get_label()).startswith("_")]
         unstable = left.scatter([], [], marker="x", color=INK, s=45, label="unstable run")
-        figure.legend(handles=[*lines, unstable], loc="outside lower center", ncols=len(lines) + 1)
+        columns = min(len(lines) + 1, LEGEND_COLUMNS)
+        figure.legend(handles=[*lines, unstable], loc="outside lower center", ncols=columns)
     return Plot(
         named("rates", context.title),
         f"Accuracy and loss over the learning rate: {context.title}",
-        "Lines go through the means over seeds, each small mark is one seed, a cross an unstable run.",
+        "Lines go through the means over seeds, each small mark is one seed, a cross an unstable run. A coloured cross "
+        "at the upper edge is a run without a finite number; its line has a gap there.",
         figure,
     )
 
@@ -46,12 +59,18 @@ def _draw(axes: Any, arm: ArmSummary, labels: Sequence[str], metric: str, *, sca
     points = [rate.point for rate in arm.rates if rate.point.values(metric)]
     means = [scale * sum(point.values(metric)) / len(point.values(metric)) for point in points]
     look = {"color": colour(index), "marker": marker(index)}
-    axes.plot([point.lr * nudge for point in points], means, markersize=5, linewidth=1.6, label=arm.curve.label, **look)
+    line = {"linestyle": line_style(index), "linewidth": 1.6, "markersize": 5}
+    axes.plot([point.lr * nudge for point in points], means, label=arm.curve.label, **line, **look)
     for point in points:
         for row in point.runs:
             value = row.metric(metric)
-            if value is not None:
-                place = (point.lr * nudge, scale * value)
-                axes.plot(*place, markersize=3.5, alpha=0.45, linewidth=0, label="_seed", **look)
-                if row.stability != Verdict.STABLE.value:
-                    axes.scatter(*place, marker="x", color=INK, s=45, zorder=3)
+            if value is None:
+                continue
+            if not math.isfinite(value):  # has no place of its own
+                edge = axes.get_xaxis_transform()
+                axes.scatter(point.lr * nudge, 0.98, transform=edge, marker="x", color=colour(index), s=45, zorder=3)
+                continue
+            place = (point.lr * nudge, scale * value)
+            axes.plot(*place, markersize=3.5, alpha=0.45, linewidth=0, label="_seed", **look)
+            if row.stability != Verdict.STABLE.value:
+                axes.scatter(*place, marker="x", color=INK, s=45, zorder=3)

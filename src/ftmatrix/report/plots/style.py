@@ -1,5 +1,6 @@
 """How every plot looks: colours, markers, and its way into a page or a file."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,15 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's, which colour-blind readers tell apart, and which show on white and on black."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """One an arm, so that a print without colour can be read too."""
+LINES = ("-", "--", ":", "-.")
+LEGEND_COLUMNS = 4
+"""Of a legend below a figure: more don't fit where names are long."""
 INK = "#010203"
 """Text and lines. In a page it becomes the page's own colour, light or dark."""
 FEW_DECADES, MANY_DECADES = 0.5, 2.5
 """Of a logarithmic axis: up to here ticks stand evenly, and from here on at powers of ten alone."""
+LONGEST_NAME = 120
+"""Characters of a file's name."""
 WIDTH = 9.6
 """Inches, of every figure."""
 
@@ -102,13 +108,22 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    """The mark of an arm; with more arms than colours, another one each time that a colour comes again."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def line_style(index: int) -> str:
+    """The line of an arm, another one each time that a colour comes again."""
+    return LINES[index // len(COLOURS) % len(LINES)]
 
 
 def named(name: str, title: str) -> str:
-    """A file's name for a plot of this context.
+    """A file's name for a plot of this context. What a name can't spell is told apart by a digest.
 
-    >>> named("rates", "pocket-1m, pocket")
-    'rates-pocket-1m-pocket'
+    >>> named("rates", "pocket-1m")
+    'rates-pocket-1m'
     """
-    return "-".join([name, *re.findall(r"[\w.]+(?:-[\w.]+)*", title)])[:120]
+    words = "-".join([name, *re.findall(r"[\w.]+(?:-[\w.]+)*", title)])
+    if words == f"{name}-{title}" and len(words) <= LONGEST_NAME:
+        return words
+    return f"{words[:LONGEST_NAME]}-{hashlib.sha256(title.encode()).hexdigest()[:6]}"
