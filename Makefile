@@ -34,6 +34,7 @@ check: $(READY)
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV), once: a minute or more of downloads"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)

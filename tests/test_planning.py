@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 from study import row
 
 from ftmatrix.advice import RESERVE_BYTES, advise, with_advice
@@ -16,7 +17,7 @@ from ftmatrix.forecasting import Forecaster, largest_batch
 from ftmatrix.hardware import Device
 from ftmatrix.host import usable_cores
 from ftmatrix.memory.shadow import BatchShape
-from ftmatrix.plan_table import distinctions, plan_reasons, plan_totals
+from ftmatrix.plan_table import distinctions, plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Clock, Planned, pack, plan, side_by_side
 from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
 from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome, Phase
@@ -216,6 +217,13 @@ def test_a_plan_says_in_what_cells_differ(quick_cell: QuickCell) -> None:
         "training.batch_size=16",
     ]
     assert distinctions([cells[0], quick_cell("lr=2e-3", "training.batch_size=8", "seed=1")]) == ["", ""]
+
+
+def test_cells_that_differ_in_their_seed_alone_share_a_row(quick_cell: QuickCell) -> None:
+    cells = [quick_cell(f"lr={lr}", f"seed={seed}") for lr in ("1e-3", "2e-3") for seed in (0, 1, 2, 7)]
+    table = plan_table([Planned(FailedCell(cell, CellResult(Outcome.MISSING_MODEL, "gone"))) for cell in cells])
+    assert list(table.columns[2].cells) == [Text("0.001"), Text("0.002")]
+    assert list(table.columns[3].cells) == [Text("0-2, 7")] * 2
 
 
 def test_a_plan_makes_no_store_and_needs_none(

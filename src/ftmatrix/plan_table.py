@@ -19,14 +19,33 @@ def plan_table(planned: Sequence[Planned]) -> Table:
     words = ("model", "method", *(["settings"] if any(apart) else []))
     for name in (*words, "lr", "seed", "data", "steps", "peak", "time", "action"):
         table.add_column(name, justify="left" if name in (*words, "data", "action") else "right")
+    seeds: dict[tuple[str, ...], list[int]] = {}  # cells that differ in nothing else share a row
     for item, settings in zip(planned, apart, strict=True):
         cell = item.prepared.cell
         steps = f"{item.prepared.steps:,}" if isinstance(item.prepared, ReadyCell) else UNKNOWN
         named = (cell.model.title, cell.method.name, *([settings] if any(apart) else []))
-        axes = (*named, f"{cell.lr:g}", str(cell.seed), cell.data.title)
         time = UNKNOWN if item.seconds is None else duration(item.seconds)
-        table.add_row(*(Text(word) for word in (*axes, steps, item.peak, time, item.action)))
+        row = (*named, f"{cell.lr:g}", cell.data.title, steps, item.peak, time, item.action)
+        seeds.setdefault(row, []).append(cell.seed)
+    place = len(named) + 1
+    for row, found in seeds.items():
+        table.add_row(*(Text(word) for word in (*row[:place], _spans(found), *row[place:])))
     return table
+
+
+def _spans(seeds: Sequence[int]) -> str:
+    """Seeds in their order, those that follow one another as a span.
+
+    >>> _spans([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
 def distinctions(cells: Sequence[Cell]) -> list[str]:
