@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from ftmatrix.comparison import Point
 from ftmatrix.rates import UNSTABLE_SHARE
 from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import COLOURS, INK, LEGEND_COLUMNS, Plot, colour, log_ticks, marker, named, new_figure
+from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, legend_columns, log_ticks, marker, named, new_figure
 
 PARTS = (
     ("weight_bytes", "weights", ""),
@@ -86,7 +86,7 @@ def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | No
         ]
         handles.append(Line2D([], [], color=INK, linewidth=0.9, alpha=0.7, label="Pareto front"))
         handles.append(Line2D([], [], color=INK, marker="x", linewidth=0, label="unstable rate"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), LEGEND_COLUMNS))
+        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns(handles))
     return Plot(
         named("trade-offs", context.title),
         f"What accuracy costs: {context.title}",

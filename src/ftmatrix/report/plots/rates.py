@@ -8,9 +8,9 @@ from ftmatrix.records import Verdict
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.plots.style import (
     INK,
-    LEGEND_COLUMNS,
     Plot,
     colour,
+    legend_columns,
     line_style,
     log_ticks,
     marker,
@@ -42,8 +42,8 @@ def draw_rates(context: ContextDetails, labels: Sequence[str]) -> Plot:
             axes.set_xlabel("learning rate")
         lines = [line for line in left.get_lines() if not str(line.get_label()).startswith("_")]
         unstable = left.scatter([], [], marker="x", color=INK, s=45, label="unstable run")
-        columns = min(len(lines) + 1, LEGEND_COLUMNS)
-        figure.legend(handles=[*lines, unstable], loc="outside lower center", ncols=columns)
+        handles = [*lines, unstable]
+        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns(handles))
     return Plot(
         named("rates", context.title),
         f"Accuracy and loss over the learning rate: {context.title}",

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,8 +22,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """One an arm, so that a print without colour can be read too."""
 LINES = ("-", "--", ":", "-.")
-LEGEND_COLUMNS = 4
-"""Of a legend below a figure: more don't fit where names are long."""
+LEGEND_LETTERS = 112
+"""That fit side by side below a figure, with seven for each mark."""
+MOST_TICKS = 5
+"""Of an axis over many decades."""
 INK = "#010203"
 """Text and lines. In a page it becomes the page's own colour, light or dark."""
 FEW_DECADES, MANY_DECADES = 0.5, 2.5
@@ -97,7 +100,7 @@ def log_ticks(axis: Axis, places: Sequence[float] = ()) -> None:
     elif decades < FEW_DECADES:
         locator = MaxNLocator(5)
     else:
-        locator = LogLocator(subs=(1, 2, 5) if decades < MANY_DECADES else (1,))
+        locator = LogLocator(subs=(1, 2, 5)) if decades < MANY_DECADES else LogLocator(numticks=MOST_TICKS)
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -115,6 +118,12 @@ def marker(index: int) -> str:
 def line_style(index: int) -> str:
     """The line of an arm, another one each time that a colour comes again."""
     return LINES[index // len(COLOURS) % len(LINES)]
+
+
+def legend_columns(handles: Sequence[Artist]) -> int:
+    """Columns of a legend, so that its longest names fit."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return max(1, min(len(handles), LEGEND_LETTERS // (longest + 7)))
 
 
 def named(name: str, title: str) -> str:
