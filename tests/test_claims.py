@@ -150,6 +150,15 @@ def test_c3a_asks_for_the_edge_that_it_is_about() -> None:
     assert answer(C3A, arm("full", OPEN) + arm("lora", lower)).answer is Answer.CONTRADICTED
 
 
+def test_c3a_asks_for_enough_runs_on_both_sides_of_an_edge() -> None:
+    rows = arm("full", FULL) + arm("lora", LORA)
+    assert answer(C3A, rows).answer is Answer.SUPPORTED
+    for method, lr in (("full", LOW), ("lora", 1e-3)):
+        fewer = [one for one in rows if (one.method, one.lr, one.seed) != (method, lr, 4)]
+        found = answer(C3A, fewer)
+        assert (found.answer, f"4 run(s) at lr={lr:g}" in found.because) == (Answer.INCONCLUSIVE, True)
+
+
 def test_c3a_counts_rates_that_both_were_run_at() -> None:
     full = {1e-5: (0.5, "stable"), LOW: (0.8, "stable"), HIGH: (0.1, "diverged"), 1e-3: (0.1, "diverged")}
     between = {1e-5: (0.5, "stable"), 1e-4: (0.8, "stable"), HIGH: (0.1, "diverged")}

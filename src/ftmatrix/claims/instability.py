@@ -93,7 +93,7 @@ class ToleratesHigherRates(Claim):
         enough(tolerant, self.least_runs)
         enough(other, self.least_runs)
         pair = [self.cells.arm(arms), self.against.arm(arms)]
-        (edge, bracketed), (other_edge, _) = map(_upper_edge, pair)
+        (edge, bracketed), (other_edge, _) = (_upper_edge(arm, self.least_runs) for arm in pair)
         if edge <= other_edge and not bracketed:
             raise OpenQuestionError(
                 f"the grid ends at lr={edge:g}, where {self.cells.method} is still stable: no upper edge to compare; "
@@ -195,8 +195,10 @@ def _unstable_or_degraded(point: Point, arm: Curve) -> int:
     return sum(row.stability != "stable" or (row.metric("val_accuracy") or 0.0) < floor for row in point.runs)
 
 
-def _upper_edge(arm: Curve) -> tuple[float, bool]:
+def _upper_edge(arm: Curve, least_runs: int) -> tuple[float, bool]:
     found = _window(arm)
+    for point in [point for point in arm.points if point.runs and point.lr >= found.high][:2]:
+        enough(point, least_runs)
     return found.high, found.high_bracketed
 
 
