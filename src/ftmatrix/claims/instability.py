@@ -64,7 +64,7 @@ class Destabilised(Claim):
             says=(
                 f"unstable or degraded: {bad} of {len(high.runs)} at lr={high.lr:g}, {bad_low} of {len(low.runs)} at "
                 f"lr={low.lr:g} (Fisher p={p:.3g}); validation accuracy {accuracies[0]:.1%} against "
-                f"{accuracies[1]:.1%} (equivalent within {100 * self.equivalent_within:g} points: p={same:.3g})"
+                f"{accuracies[1]:.1%} (that they differ by under {100 * self.equivalent_within:g} points: p={same:.3g})"
             ),
             numbers={
                 "unstable_or_degraded": bad,
@@ -106,10 +106,15 @@ class ToleratesHigherRates(Claim):
             )
         p = more_often(other.unstable, len(other.runs), tolerant.unstable, len(tolerant.runs))
         more = "" if bracketed else " or more"
+
+        def level(point: Point) -> str:
+            return f"{point.mean('val_accuracy').estimate:.1%}"
+
         return Evidence(
             says=(
                 f"{self.cells.method}: {_unstable(tolerant)}; {self.against.method}: {_unstable(other)} (Fisher "
-                f"p={p:.3g}); stable up to {edge:g}{more} against {other_edge:g}, {steps} common grid step(s) apart"
+                f"p={p:.3g}); neither unstable nor degraded up to {edge:g}{more} against {other_edge:g}, {steps} "
+                f"common grid step(s) apart; validation accuracy there {level(tolerant)} against {level(other)}"
             ),
             numbers={
                 "unstable": tolerant.unstable,
@@ -143,8 +148,9 @@ class WiderWindow(Claim):
             raise OpenQuestionError(f"no interval over {difference.n} common seeds: too many have windows without end")
         return Evidence(
             says=(
-                f"wider by {difference.estimate:.2f} decades (95 % interval {difference.low:.2f} to "
-                f"{difference.high:.2f}, {difference.n} seeds, the grid's spacing included)"
+                f"{'wider' if difference.estimate >= 0 else 'narrower'} by {abs(difference.estimate):.2f} decades "
+                f"(95 % interval of the difference {difference.low:+.2f} to {difference.high:+.2f}, {difference.n} "
+                "seeds, the grid's spacing included)"
             ),
             numbers={
                 "difference": difference.estimate,

@@ -1,5 +1,6 @@
 """The report's answer in sentences, derived from its numbers; what can't be told is said to be so."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -13,7 +14,19 @@ from ftmatrix.table import mebibytes, percent, seconds
 SAME_COST = 1.1
 """Costs closer than this factor are no difference: peaks and times on a CPU vary as much from run to run."""
 SAME_POINTS = 0.01
-"""Validation accuracies closer than this don't decide between two rates."""
+"""Validation accuracies closer than this don't decide between two rates, whatever their intervals."""
+STEADY = 1.25
+"""Equal runs whose times differ by more than this factor had other work beside them."""
+SET_UP = {
+    "training.epochs": "epochs",
+    "training.batch_size": "batch",
+    "training.schedule": "schedule",
+    "training.warmup_fraction": "warm-up",
+    "training.max_grad_norm": "clipping at",
+    "method.r": "adapters of rank",
+    "method.alpha": "alpha",
+}
+"""Settings that a reader has to know, by their names in the report."""
 
 
 def conclusions(summary: Summary) -> dict[str, list[str]]:
@@ -22,7 +35,7 @@ def conclusions(summary: Summary) -> dict[str, list[str]]:
         title: [
             _accuracy(title, ranked, summary),
             *_cost(ranked, "peak_bytes_train", "Least memory in training", lambda value: f"{mebibytes(value)} MiB"),
-            *_cost(ranked, "seconds_train", "Fastest to train", lambda value: f"{seconds(value)} s"),
+            *_time(ranked),
             _safe_rates(ranked),
         ]
         for title, arms in summary.ranked.items()
@@ -37,12 +50,28 @@ def overall(summary: Summary) -> list[str]:
         kinds = Counter(row.outcome.value for row in summary.failed)
         lines.append(f"{len(summary.failed)} without a result ({_listed(kinds)})")
     if summary.findings:
-        lines.append(f"claims: {_listed(Counter(finding.answer.value for finding in summary.findings))}")
+        claims = len({finding.claim for finding in summary.findings})
+        answers = _listed(Counter(finding.answer.value for finding in summary.findings))
+        lines.append(f"{claims} claim{'s' if claims > 1 else ''}, asked of each model: {answers}")
     points = [rate.point for arm in summary.arms for rate in arm.rates]
     if runs := sum(len(point.runs) for point in points):
         unstable = sum(point.unstable for point in points)
         lines.append(f"{unstable} of {runs} runs unstable" if unstable else "every run stable")
-    return ["; ".join(lines) + ".", *_measured_on(summary), *_doubts(summary)]
+    return ["; ".join(lines) + ".", *_set_up(summary), *_measured_on(summary), *_doubts(summary)]
+
+
+def _set_up(summary: Summary) -> list[str]:
+    """What was trained on, and how: settings that all runs share; those that vary stand in the tables."""
+    data = sorted({row.data for row in summary.rows})
+    shared = []
+    for key, name in SET_UP.items():
+        values = {row.settings[key] for row in summary.rows if key in row.settings}
+        if len(values) == 1:
+            shared.append(f"{name} {values.pop()}")
+    messages = {row.metric("messages") for row in summary.rows} - {None}
+    tested = f", {messages.pop():,.0f} test messages" if len(messages) == 1 else ""
+    set_up = f" Set-up: {', '.join(shared)}." if shared else ""
+    return [f"Data: {', '.join(data)}{tested}.{set_up}"]
 
 
 def _measured_on(summary: Summary) -> list[str]:
@@ -76,7 +105,10 @@ def _listed(counts: Counter[str]) -> str:
 def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str:
     first, *others = ranked
     rivals = _rivals(first)
-    said = [f"Most accurate: {_named(first)}, {spread(_best(first).mean('accuracy'), percent)} % of the test messages."]
+    top = _best(first)
+    said = [
+        f"Most accurate: {_named(first)}, {spread(top.mean('accuracy'), percent)} % of the test messages{_lost(top)}."
+    ]
     same, worse, better = [], [], []
     for other in others:
         found = summary.contrast(title, first.curve.label, other.curve.label)
@@ -90,7 +122,7 @@ def _accuracy(title: str, ranked: Sequence[ArmSummary], summary: Summary) -> str
         else:
             same.append(f"{_named(other)}, {spread(_best(other).mean('accuracy'), percent)} %")
     if rivals:
-        said.append(f"By validation its rate might as well be {' or '.join(f'{lr:g}' for lr in rivals)}.")
+        said.append(f"By validation its rate might as well be {' or '.join(map(_described, rivals))}.")
     if same:
         said.append(f"Not distinguishable from it: {'; '.join(same)}.")
     if worse:
@@ -117,20 +149,59 @@ def _cost(ranked: Sequence[ArmSummary], metric: str, title: str, show: Callable[
     return [f"{title}: {first.curve.label}, {show(least.estimate)}; {', '.join(parts)}."]
 
 
+def _time(ranked: Sequence[ArmSummary]) -> list[str]:
+    """The fastest method, unless equal runs took so different times that the comparison would be one of neighbours."""
+    ratios = []
+    for arm in ranked:
+        paces = [
+            took / steps
+            for rate in arm.rates
+            for row in rate.point.runs
+            if (took := row.metric("seconds_train")) and (steps := row.metric("steps"))
+        ]
+        if paces:
+            ratios.append((max(paces) / min(paces), arm.curve.label))
+    factor, label = max(ratios, default=(1.0, ""))
+    if factor > STEADY:
+        return [
+            f"Time isn't compared: steps of {label} took up to {factor:.2g} times as long in one run as in another, so "
+            "that other work must have run beside them."
+        ]
+    return _cost(ranked, "seconds_train", "Fastest to train", lambda value: f"{seconds(value)} s")
+
+
 def _safe_rates(ranked: Sequence[ArmSummary]) -> str:
     parts = [f"{arm.curve.label} {window_text(arm.window)}" for arm in ranked]
-    return f"Safe rates (at most one run in five unstable, accuracy kept): {'; '.join(parts)}."
+    return (
+        "Stable rates (at most one run in five unstable, validation accuracy over nine tenths of the best): "
+        f"{'; '.join(parts)}."
+    )
 
 
-def _rivals(arm: ArmSummary) -> list[float]:
+def _rivals(arm: ArmSummary) -> list[Point]:
     """Rates that validation doesn't tell from the best one: the choice between them is chance."""
-    top = _best(arm)
-    level = top.mean("val_accuracy").estimate - SAME_POINTS
-    return [
-        rate.point.lr
-        for rate in arm.rates
-        if rate.point.lr != top.lr and rate.point.runs and rate.point.mean("val_accuracy").estimate > level
-    ]
+    best = _best(arm)
+    top = best.mean("val_accuracy")
+    found = []
+    for rate in arm.rates:
+        if rate.point.lr == best.lr or not rate.point.runs or rate.degraded:
+            continue
+        level = rate.point.mean("val_accuracy")
+        told = top.low is not None and level.low is not None
+        if level.estimate > top.estimate - SAME_POINTS or (told and top.overlaps(level)):
+            found.append(rate.point)
+    return found
+
+
+def _described(point: Point) -> str:
+    """A rate with what it comes to."""
+    return f"{point.lr:g} ({spread(point.mean('accuracy'), percent)} %{_lost(point)})"
+
+
+def _lost(point: Point) -> str:
+    """What it cost in forgetting, where that is known."""
+    forgetting = point.mean("forgetting")
+    return f", forgetting {forgetting.estimate:.3g}" if forgetting.n and math.isfinite(forgetting.estimate) else ""
 
 
 def _named(arm: ArmSummary) -> str:

@@ -77,8 +77,8 @@ def _best_rates(summary: Summary) -> Section:
         "trained params", "forgetting", "weight drift",
     )  # fmt: skip
     notes = (
-        "Best lr: highest mean validation accuracy. ±: 95 % interval over seeds, from three on. Forgetting: perplexity "
-        "on general text, tuned over base. Weight drift: ‖W - W0‖ / ‖W0‖, merged.",
+        "Best lr: highest mean validation accuracy. ±: 95 % interval over seeds, from three on. Weight drift: "
+        "‖W - W0‖ / ‖W0‖, merged.",
     )
     return Section("At each method's best rate", header, tuple(map(_at_best, summary.arms)), notes)
 
@@ -151,9 +151,16 @@ def _contrasts(summary: Summary) -> Section:
 def _rates(summary: Summary) -> Section:
     header = (
         " model", " method", "lr", "runs", " unstable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
-        "peak train MiB", "train s", "trained params",
+        "forgetting", "peak train MiB", "train s", "trained params",
     )  # fmt: skip
-    return Section("Side by side", header, tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates))
+    notes = (
+        "Unstable are runs that were spiky (a loss or gradient norm far above those before it), collapsed (no better "
+        "than always giving the most frequent intent) or diverged (a number that isn't finite, or a validation loss no "
+        "better than before training). Degraded: a mean validation accuracy under 90 % of the best rate's, or 3 points "
+        "under it with intervals apart. Forgetting: perplexity on general text, after training over before.",
+    )
+    rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
+    return Section("Side by side", header, rows, notes if rows else ())
 
 
 def _failures(summary: Summary) -> Section:
@@ -189,6 +196,7 @@ def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
         mean_of(point, "val_accuracy", percent),
         mean_of(point, "val_nll", "{:.3f}".format),
         spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
+        mean_of(point, "forgetting", "{:.3g}".format),
         mean_of(point, "peak_bytes_train", mebibytes),
         mean_of(point, "seconds_train", seconds),
         mean_of(point, "trainable_parameters", "{:,.0f}".format),

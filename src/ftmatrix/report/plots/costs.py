@@ -18,10 +18,12 @@ PARTS = (
     (None, "activations, logits, workspace", "xx"),
 )
 MIB = 2**20
+MOST_FORGETTING = 1e4
+"""That is drawn; what is larger stands there, so that the others can be told apart."""
 COSTS = (
-    ("peak_bytes_train", "peak memory of training (MiB)", MIB),
-    ("seconds_train", "training time (s)", 1),
-    ("forgetting", "perplexity on general text, after over before", 1),
+    ("peak_bytes_train", "peak memory of training (MiB)", MIB, math.inf),
+    ("seconds_train", "training time (s)", 1, math.inf),
+    ("forgetting", "perplexity on general text, after over before", 1, MOST_FORGETTING),
 )
 
 
@@ -67,8 +69,8 @@ def _stack(axes: Any, place: int, point: Point) -> None:
 def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | None:
     """Accuracy against memory, time and forgetting, every arm at every rate, with the Pareto front."""
     with new_figure(1, len(COSTS), 3.9) as (figure, (line,)):
-        for axes, (metric, title, unit) in zip(line, COSTS, strict=True):
-            _scatter(axes, context, labels, metric, unit)
+        for axes, (metric, title, unit, most) in zip(line, COSTS, strict=True):
+            _scatter(axes, context, labels, metric, unit, most)
             axes.set_xlabel(title)
         for axes in line[:2]:
             if axes.has_data():
@@ -92,19 +94,20 @@ def draw_trade_offs(context: ContextDetails, labels: Sequence[str]) -> Plot | No
         f"What accuracy costs: {context.title}",
         "Each mark is a method at one rate, the mean over its seeds; the ringed one is its best rate. Nothing beats a "
         "mark on the line in both accuracy and cost (the Pareto front; one mark that beats all has no line). A cross: "
-        "more than one run in five was unstable there. What isn't a finite number isn't drawn.",
+        "more than one run in five was unstable there. Forgetting beyond 10,000 stands there; what isn't a "
+        "finite number isn't drawn.",
         figure,
     )
 
 
-def _scatter(axes: Any, context: ContextDetails, labels: Sequence[str], metric: str, unit: float) -> None:
+def _scatter(axes: Any, context: ContextDetails, labels: Sequence[str], metric: str, unit: float, most: float) -> None:
     places = []
     for arm in context.arms:
         index = labels.index(arm.curve.label)
         for rate in arm.rates:
             if not (rate.point.values(metric) and rate.point.values("accuracy")):
                 continue
-            place = (_mean(rate.point, metric) / unit, 100 * _mean(rate.point, "accuracy"))
+            place = (min(_mean(rate.point, metric) / unit, most), 100 * _mean(rate.point, "accuracy"))
             if not all(map(math.isfinite, place)):
                 continue
             places.append(place)
