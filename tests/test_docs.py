@@ -44,7 +44,9 @@ SHOWN = sorted({command for path in DOCUMENTS for command in commands(path.read_
 
 def recipe(words: list[str]) -> list[str]:
     """What make would run."""
-    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}  # of the make that runs us
+    command = ["make", "--no-print-directory", "-n", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     program, *rest = shlex.split(done.stdout.splitlines()[-1])
     return [Path(program).name, *rest]
 
