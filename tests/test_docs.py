@@ -12,6 +12,7 @@ import pytest
 from benchmarks.__main__ import NAMES as BENCHMARKS
 
 from ftmatrix.cli import run
+from ftmatrix.studies import study_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
@@ -103,7 +104,7 @@ def ftmatrix(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
                 run(arguments)
             assert started[0][1:4] == ["-m", "mlflow", "ui"]
         case ["report" | "register", *_]:
-            study = next((word for word in arguments[1:] if not word.startswith("-")), "ftmatrix")
+            study = study_of(next((word for word in arguments[1:] if not word.startswith("-")), "ftmatrix"))
             assert run([*ONE_CELL, *FEW_MESSAGES, f"study={study}", "save_model=true"]) == 0
             assert run(arguments) in ((0, 3, 4) if "--exit-code" in arguments else (0,))
         case ["plan", *_] | ["--help"]:
