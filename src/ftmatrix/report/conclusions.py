@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ftmatrix.claims import Answer
 from ftmatrix.comparison import Point
+from ftmatrix.rates import DEGRADED_POINTS
 from ftmatrix.report.formats import between, spread, window_text
 from ftmatrix.report.summary import ArmSummary, Summary
 from ftmatrix.statistics import LEAST_SEEDS
@@ -188,7 +189,8 @@ def _rivals(arm: ArmSummary) -> list[Point]:
             continue
         level = rate.point.mean("val_accuracy")
         told = top.low is not None and level.low is not None
-        if level.estimate > top.estimate - SAME_POINTS or (told and top.overlaps(level)):
+        near = level.estimate > top.estimate - DEGRADED_POINTS and told and top.overlaps(level)
+        if near or level.estimate > top.estimate - SAME_POINTS:
             found.append(rate.point)
     return found
 
