@@ -60,10 +60,10 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
         rows = list(row_of.values())
         title = f"{first.study}, sweep {name}"
         writer.text("comparison.csv", as_csv(rows))
-        writer.text("comparison.txt", as_text(rows, title=title))
-        table = f"```\n{as_text(rows, title=title)}\n```"
+        text = as_text(rows, title=title)
+        writer.text("comparison.txt", text)
         reported, answer = _report(store, writer) if first.report and done < len(planned) else (None, "")
-        writer.describe(f"{answer}\n\n{table}", answer or "The table is the artifact comparison.txt.")
+        writer.describe(f"{answer}\n\n```\n{text}\n```", answer or "The table is the artifact comparison.txt.")
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)

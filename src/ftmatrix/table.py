@@ -121,9 +121,10 @@ def as_csv(rows: Sequence[Row]) -> str:
     import pandas
 
     axes = ["data", "model", "method", "lr", "seed", "outcome", "stability", "reason"]
+    differing = differing_settings(rows)
     records = [
         {axis: no_formula(getattr(row, axis)) for axis in axes}
-        | {key: no_formula(row.settings[key]) for key in differing_settings(rows) if key in row.settings}
+        | {key: no_formula(row.settings[key]) for key in differing if key in row.settings}
         | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
         | {"run_id": row.run_id}
         for row in in_order(rows)
