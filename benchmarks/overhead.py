@@ -1,7 +1,12 @@
-"""Seconds that a cell costs beyond its own work (data, model load, training, evaluation).
+"""Seconds that a cell costs beyond its own work (data, model load, training, evaluation), and what side by side gives.
 
-A grid of short cells runs through the real command; a cell's overhead is the lifetime of its run in MLflow less the
-seconds that the cell itself measured. The first cell also waits for the libraries to be imported, once.
+The same grid of short cells runs through the real command with each launcher: ours, and Hydra's basic, joblib and
+submitit's local one, under which every cell has a process of its own as well (they call `ftmatrix` once a cell).
+Overhead is the whole command's time, its start included, less what the cells themselves measured, a cell. The
+launchers take turns, round after round.
+
+ARGS="overhead rounds=3 launchers=cells,joblib" narrows it. The peers have to be installed
+(`pip install hydra-joblib-launcher hydra-submitit-launcher`).
 """
 
 import os
@@ -9,44 +14,88 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
-GRID = ("method=full,lora,qlora", "lr=1e-3,2e-3", "data.limit=200", "data.test_limit=60", "training.epochs=1")
+GRID = ("method=full,lora,qlora", "lr=1e-3,2e-3", "seed=0,1")
+SMALL = ("data.limit=800", "data.test_limit=300", "training.epochs=1", "report=false", "study=overhead")
+PEERS = ("basic", "joblib", "submitit_local")
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "cells, one at a time": ("n_jobs=1",),
+    "cells, two at a time": ("n_jobs=2",),
+    "basic": ("hydra/launcher=basic",),
+    "joblib, one at a time": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1"),
+    "joblib, two at a time": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit_local, one at a time": ("hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=1"),
+    "submitit_local, two at a time": ("hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2"),
+}
 
 
-def measure(n_jobs: int) -> list[float]:
-    """Overhead in seconds of each cell of the grid, in the order in which they started."""
+@dataclass(frozen=True)
+class Measured:
+    """One command: its seconds, the seconds that its cells worked, and how many they were."""
+
+    seconds: float
+    work: float
+    cells: int
+
+    @property
+    def overhead(self) -> float:
+        """Seconds a cell, of those that ran one at a time."""
+        return (self.seconds - self.work) / self.cells
+
+
+def measure(settings: tuple[str, ...]) -> Measured:
+    """Run the grid under a launcher, in a folder and a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
+        began = time.perf_counter()
         subprocess.run(
-            [Path(sys.executable).with_name("ftmatrix"), *GRID, f"hydra.launcher.n_jobs={n_jobs}", "study=overhead"],
+            [Path(sys.executable).with_name("ftmatrix"), *GRID, *SMALL, *settings],
             cwd=folder,
             env=os.environ | {"MLFLOW_TRACKING_URI": uri},
             check=True,
             capture_output=True,
         )
+        seconds = time.perf_counter() - began
         client = MlflowClient(tracking_uri=uri)
         (experiment,) = client.search_experiments(filter_string="name = 'overhead'")
-        runs = client.search_runs([experiment.experiment_id], "tags.kind = 'cell'", order_by=["attributes.start_time"])
-        return [
-            (run.info.end_time - run.info.start_time) / 1000
-            - sum(run.data.metrics[f"seconds_{part}"] for part in ("setup", "train", "evaluate"))
-            for run in runs
-        ]
+        runs = client.search_runs([experiment.experiment_id], "tags.kind = 'cell' AND tags.complete = 'true'")
+        parts = [run.data.metrics[f"seconds_{part}"] for run in runs for part in ("setup", "train", "evaluate")]
+        return Measured(seconds, sum(parts), len(runs))
 
 
 def main() -> None:
-    """Print the overhead of the first cell and of the later ones."""
-    table = Table(title=f"overhead of a cell, seconds ({os.cpu_count()} cores)", title_justify="left")
-    for name in ("n_jobs", "first cell", "later cells, median", "later cells, most"):
-        table.add_column(name, justify="right")
-    for n_jobs in (1, 2):
-        first, *later = measure(n_jobs)
-        table.add_row(str(n_jobs), f"{first:.1f}", f"{statistics.median(later):.2f}", f"{max(later):.2f}")
+    """Print what each launcher costs a cell, and what two cells at a time give."""
+    options = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    wanted = options.get("launchers", ",".join(("cells", *PEERS))).split(",")
+    chosen = [name for name in LAUNCHERS if name.partition(",")[0] in wanted]
+    found: dict[str, list[Measured]] = {name: [] for name in chosen}
+    for turn in range(int(options.get("rounds", "3"))):
+        at = turn % len(chosen)
+        for name in chosen[at:] + chosen[:at]:
+            found[name].append(measure(LAUNCHERS[name]))
+            last = found[name][-1]
+            print(f"{name}: {last.seconds:.1f} s, {last.work:.1f} of it the cells' own", flush=True)
+    cells = found[chosen[0]][0].cells
+    title = f"{cells} cells under each launcher ({os.cpu_count()} cores)"
+    table = Table("launcher", title=title, title_justify="left")
+    for column in ("seconds", "overhead, s a cell", "time, paired (least to most)"):
+        table.add_column(column, justify="right")
+    for name, runs in found.items():
+        ratios = [run.seconds / own.seconds for run, own in zip(runs, found[chosen[0]], strict=True)]
+        overheads = [run.overhead for run in runs]
+        table.add_row(
+            name,
+            f"{statistics.median(run.seconds for run in runs):.1f}",
+            "" if "two" in name else f"{statistics.median(overheads):.2f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        )
     Console(width=100).print(table)
 
 

@@ -29,14 +29,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.shapes import SHAPES, build
+from ftmatrix.batches import Collator
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Banking77, Message, Pocket
-from ftmatrix.framing import IGNORED, Example, Framer, Framing
+from ftmatrix.framing import Example, Framer, Framing
 from ftmatrix.hardware import Accelerator, Device, Precision, pick, seed_everything
-from ftmatrix.isolation import LARGE_BLOCK_BYTES, steady_allocator
+from ftmatrix.isolation import LARGE_BLOCK_BYTES, SMALL_MODELS_LARGE_BLOCK_BYTES, steady_allocator
 from ftmatrix.meters import MemoryMeter
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import load_model
+from ftmatrix.models import PACKAGED, load_model
 from ftmatrix.settings import Schedule, Training
 from ftmatrix.training import Trainer as OurTrainer
 from ftmatrix.training import epoch_order
@@ -51,6 +52,8 @@ STEPS = {"pocket-4m": 40, "smollm2-135m": 8, "gemma3-270m": 6}
 SKIPPED = 2
 """First steps, in which libraries and allocator settle."""
 LR, BATCH, CLIP = 1e-4, 16, 1.0
+IGNORED = -100
+"""Label id of positions that carry no loss, in transformers."""
 AGREE = 2e-3
 """How far losses of one step may lie apart; a trainer's log rounds them to four places."""
 
@@ -121,7 +124,7 @@ def ours(job: Job) -> Iterator[float]:
         settings=settings,
         lr=LR,
         seed=0,
-        pad_id=job.tokenizer.pad_token_id,
+        collator=Collator.suiting(job.model, job.tokenizer.pad_token_id),
         accelerator=job.accelerator,
         precision=Precision.fp32,
     )
@@ -205,7 +208,8 @@ CONTENDERS: dict[str, Run] = {
 
 def run_one(contender: str, folder: Path, method: Method, steps: int, messages: Sequence[Message]) -> Timed:
     """One contender, in this process."""
-    steady_allocator(LARGE_BLOCK_BYTES)
+    if contender == "ftmatrix":  # what its cells do; the others take the allocator as it is
+        steady_allocator(LARGE_BLOCK_BYTES if folder.parent != PACKAGED else SMALL_MODELS_LARGE_BLOCK_BYTES)
     accelerator = pick(Device.auto)
     meter = MemoryMeter(accelerator)
     seed_everything(0, accelerator.device)

@@ -45,7 +45,10 @@ SHOWN = sorted({command for path in DOCUMENTS for command in commands(path.read_
 
 def recipe(words: list[str]) -> list[str]:
     """What make would run."""
-    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}  # of the make that runs us
+    of_the_make_that_runs_us = ("MAKE", "ARGS", "EXPERIMENT")
+    environment = {
+        name: value for name, value in os.environ.items() if not any(word in name for word in of_the_make_that_runs_us)
+    }
     command = ["make", "--no-print-directory", "-n", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     program, *rest = shlex.split(done.stdout.splitlines()[-1])

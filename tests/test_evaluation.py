@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ftmatrix import scores
+from ftmatrix.batches import Collator
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import INVALID, Message
 from ftmatrix.evaluation import Evaluator, score
@@ -39,7 +40,7 @@ def models(model_folders: dict[str, Path], tokenizer: Any, messages: tuple[Messa
         settings=Training(epochs=12),
         lr=3e-3,
         seed=0,
-        pad_id=framer.pad_id,
+        collator=Collator(framer.pad_id),
         accelerator=cpu,
         precision=Precision.fp32,
     )
@@ -49,7 +50,14 @@ def models(model_folders: dict[str, Path], tokenizer: Any, messages: tuple[Messa
 
 
 def evaluator(model: Any, framer: Framer, cpu: Accelerator) -> Evaluator:
-    return Evaluator(model, framer, settings=Evaluating(batch_size=16), accelerator=cpu, precision=Precision.fp32)
+    return Evaluator(
+        model,
+        framer,
+        collator=Collator(framer.pad_id),
+        settings=Evaluating(batch_size=16),
+        accelerator=cpu,
+        precision=Precision.fp32,
+    )
 
 
 @pytest.mark.parametrize("kind", ["untrained", "trained"])
@@ -107,7 +115,12 @@ def test_nll_doesnt_depend_on_the_batch(
     models: Any, framer: Framer, cpu: Accelerator, messages: tuple[Message, ...]
 ) -> None:
     one = Evaluator(
-        models["trained"], framer, settings=Evaluating(batch_size=1), accelerator=cpu, precision=Precision.fp32
+        models["trained"],
+        framer,
+        collator=Collator(framer.pad_id, None),
+        settings=Evaluating(batch_size=1),
+        accelerator=cpu,
+        precision=Precision.fp32,
     )
     many = evaluator(models["trained"], framer, cpu)
     assert one.nll(messages[96:128]) == pytest.approx(many.nll(messages[96:128]), rel=1e-5)

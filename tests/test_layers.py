@@ -16,6 +16,7 @@ LAYERS = (
     ("settings", "meters"),
     ("methods", "models", "data"),
     ("framing", "scores"),
+    ("batches",),
     ("training", "stability", "drift", "pretraining"),
     ("evaluation", "memory", "resumption"),
     ("serving",),

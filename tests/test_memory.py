@@ -1,12 +1,12 @@
 """The shadow run, held against the bytes that the real training loop's tensors hold."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftmatrix.batches import ROW_TOKENS, Collator
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Message, general_text
 from ftmatrix.evaluation import Evaluator
@@ -59,7 +59,14 @@ def real_step(
     model = real_model(folder, method, precision)
     examples = framer.frame(messages)
     trainer = Trainer(
-        model, examples, settings=settings, lr=1e-3, seed=0, pad_id=framer.pad_id, accelerator=cpu, precision=precision
+        model,
+        examples,
+        settings=settings,
+        lr=1e-3,
+        seed=0,
+        collator=Collator(framer.pad_id),
+        accelerator=cpu,
+        precision=precision,
     )
     steps = trainer.steps()
     next(steps)
@@ -68,7 +75,7 @@ def real_step(
     with tracker:
         next(steps)
     assert trainer.memory is not None
-    shape = largest_batch([(len(example), len(example.label)) for example in examples], settings, seed=0)
+    shape = largest_batch([(len(example), len(example.label)) for example in examples], settings, 0, ROW_TOKENS)
     return trainer.memory, tracker.peak_bytes, shape
 
 
@@ -93,7 +100,7 @@ def test_the_shadow_holds_what_the_real_step_holds(
     work = Work(
         trained=shape,
         answered=SMALL,
-        scored=None,
+        scored=(),
         accumulates=settings.micro_batch_size is not None,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
@@ -118,19 +125,22 @@ def test_the_shadow_holds_what_the_real_evaluation_holds(
     model = real_model(model_folders[architecture], METHODS[name], precision)
     examples = framer.frame(messages)
     settings = Evaluating(batch_size=len(examples))
-    evaluator = Evaluator(model, framer, settings=settings, accelerator=cpu, precision=precision)
-    shape = largest_of([[(len(example), len(example.label)) for example in examples]])
-    parts: list[tuple[Callable[[], object], BatchShape, BatchShape | None]] = [
-        (lambda: evaluator.gold_pass(examples), shape, None),
+    evaluator = Evaluator(
+        model, framer, collator=Collator(framer.pad_id), settings=settings, accelerator=cpu, precision=precision
+    )
+    lengths = [(len(example), len(example.label)) for example in examples]
+    packed, one_a_row = (largest_of([lengths], row_tokens) for row_tokens in (ROW_TOKENS, None))
+    parts: list[tuple[Callable[[], object], BatchShape, BatchShape]] = [
+        (lambda: evaluator.gold_pass(examples), SMALL, packed),
         (lambda: evaluator.text_nll(general_text()), SMALL, PASSAGES),
-        (lambda: evaluator.choose([example.prompt for example in examples]), replace(shape, label_tokens=1), None),
+        (lambda: evaluator.choose([example.prompt for example in examples]), one_a_row, SMALL),
     ]
     tracker = StorageTracker([*model.parameters(), *model.buffers()])
     for evaluate, answered, scored in parts:
         tracker.lap()
         with tracker:
             evaluate()
-        work = Work(trained=SMALL, answered=answered, scored=scored)
+        work = Work(trained=SMALL, answered=answered, scored=(scored,))
         shadow = shadow_run(Checkpoint(model_folders[architecture], "", 0), METHODS[name], precision, work)
         assert shadow.evaluate_bytes == pytest.approx(tracker.peak_bytes, rel=0.1 if evaluate is parts[-1][0] else 0.01)
 
@@ -140,7 +150,7 @@ def test_the_shadow_holds_what_the_real_evaluation_holds(
 )
 def test_few_layers_tell_of_all(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     smollm = Checkpoint(ARCHITECTURES / "HuggingFaceTB--SmolLM2-135M", "", 0)
-    work = Work(BatchShape(16, 40, 64), BatchShape(64, 40, 256), PASSAGES, **settings)
+    work = Work(BatchShape(16, 40, 64), BatchShape(64, 40, 256), (BatchShape(14, 128, 256), PASSAGES), **settings)
     drawn_out = shadow_run(smollm, METHODS[name], Precision.fp32, work)
     monkeypatch.setattr("ftmatrix.memory.shadow.FEW_LAYERS", (99, 100))
     whole = shadow_run(smollm, METHODS[name], Precision.fp32, work)

@@ -9,10 +9,11 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from transformers import AutoModelForCausalLM
 
+from ftmatrix.batches import Collator, label_logits
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
-from ftmatrix.framing import Framer, collate, label_logits
+from ftmatrix.framing import Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import load_model
@@ -46,7 +47,7 @@ def train(model: Any, framer: Framer, messages: tuple[Message, ...], cpu: Accele
         settings=Training(epochs=2, weight_decay=0.1),
         lr=1e-2,
         seed=0,
-        pad_id=framer.pad_id,
+        collator=Collator(framer.pad_id),
         accelerator=cpu,
         precision=Precision.fp32,
     )
@@ -88,11 +89,11 @@ def test_merged_adapters_give_the_same_logits(
     model = adapted(METHODS[name](), model_folders["gemma"])
     train(model, framer, messages, cpu)
     model.eval()
-    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    batch = Collator(framer.pad_id, None)(framer.frame(messages[:8]))
     with torch.no_grad():
-        apart = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        apart = model(**batch.inputs).logits
         merged = model.merge_and_unload()
-        together = merged(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        together = merged(**batch.inputs).logits
     torch.testing.assert_close(apart, together, atol=1e-4, rtol=1e-4)
 
 
@@ -112,11 +113,11 @@ def test_evaluation_leaves_a_quantised_base_as_it_is(
     model_folders: dict[str, Path], framer: Framer, messages: tuple[Message, ...]
 ) -> None:
     model = adapted(METHODS["qlora"](), model_folders["gemma"])
-    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    batch = Collator(framer.pad_id, None)(framer.frame(messages[:8]))
     kept = [module.weight.data.clone() for module in model.modules() if isinstance(module, Linear4bit)]
     with torch.no_grad():
-        training = model.train()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        evaluating = model.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        training = model.train()(**batch.inputs).logits
+        evaluating = model.eval()(**batch.inputs).logits
     torch.testing.assert_close(training, evaluating)
     now = [module.weight.data for module in model.modules() if isinstance(module, Linear4bit)]
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
@@ -137,7 +138,7 @@ def test_a_precision_computes_the_same_for_a_trained_and_a_frozen_base(
 ) -> None:
     again = AutoModelForCausalLM.from_pretrained(model_folders[architecture], dtype=stored)
     again.save_pretrained(tmp_path)
-    batch = collate(framer.frame(messages[:8]), framer.pad_id)
+    batch = Collator(framer.pad_id, None)(framer.frame(messages[:8]))
     logits = []
     for name in ("full", "lora"):
         with torch.no_grad(), autocast(cpu, precision):

@@ -150,7 +150,7 @@ def test_two_sweeps_at_once_run_every_cell_once(folders: tuple[str, str], sweeps
     Store(sweeps.uri, "ftmatrix")
     rates = ("1e-3,2e-3", "2e-3,3e-3")
     both = [
-        sweeps.start(f"lr={lr}", "n_jobs=1", "training.epochs=10", folder=folder)
+        sweeps.start(f"lr={lr}", "n_jobs=1", "training.epochs=5", folder=folder)
         for lr, folder in zip(rates, folders, strict=True)
     ]
     said = [process.communicate(timeout=300)[0] for process in both]

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ftmatrix.scheduling
 from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
-from ftmatrix.framing import collate
 from ftmatrix.host import GROUPS
 from ftmatrix.isolation import Began, CellProcess, Event
 from ftmatrix.records import CellResult, Outcome, Phase, from_json
@@ -321,9 +320,12 @@ def test_saved_weights_load_again_and_answer_alike(method: str, quick_cell: Quic
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     framer = Framer(Framing(), tokenizer, sorted(set(predictions["label"])))
     for text, label, nll in predictions[["text", "label", "label_nll"]].head(5).itertuples(index=False):
-        batch = collate(framer.frame([Message(text, label)]), framer.pad_id)
+        (example,) = framer.frame([Message(text, label)])
+        ids = torch.tensor([[*example.prompt, *example.label]])
+        labels = ids.clone()
+        labels[0, : len(example.prompt)] = -100
         with torch.no_grad():
-            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+            loss = model(input_ids=ids, labels=labels).loss
         assert loss.item() == pytest.approx(nll, rel=1e-3)
 
 

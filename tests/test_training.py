@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ftmatrix.batches import Collator
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framer
@@ -24,7 +25,7 @@ def trainer(model: Any, framer: Framer, messages: tuple[Message, ...], cpu: Acce
         settings=options.pop("settings", Training(epochs=1)),
         lr=options.pop("lr", 1e-3),
         seed=options.pop("seed", 0),
-        pad_id=framer.pad_id,
+        collator=Collator(framer.pad_id),
         accelerator=cpu,
         precision=Precision.fp32,
     )

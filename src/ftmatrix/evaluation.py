@@ -15,8 +15,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from transformers import GenerationConfig
 
+from ftmatrix.batches import Collator, label_logits
 from ftmatrix.data import INVALID, Message
-from ftmatrix.framing import Example, Framer, collate, label_logits
+from ftmatrix.framing import Example, Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
 from ftmatrix.scores import all_scores
@@ -44,11 +45,13 @@ class Evaluator:
         model: nn.Module,
         framer: Framer,
         *,
+        collator: Collator,
         settings: Evaluating,
         accelerator: Accelerator,
         precision: Precision,
     ) -> None:
-        self.model, self.framer, self.settings, self.accelerator = model, framer, settings, accelerator
+        self.model, self.framer, self.collator = model, framer, collator
+        self.settings, self.accelerator = settings, accelerator
         self.autocast = autocast(accelerator, precision)
 
     def nll(self, messages: Sequence[Message]) -> float:
@@ -67,7 +70,7 @@ class Evaluator:
         for rows in self._batches([len(example) for example in examples], batch_size):
             chosen = [examples[row] for row in rows]
             with self.autocast:
-                batch = collate(chosen, self.framer.pad_id).to(self.accelerator.kind)
+                batch = self.collator(chosen).to(self.accelerator.kind)
                 logits, targets = label_logits(self.model, batch)
             nlls = nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
             hits = (logits.argmax(-1) == targets).cpu()

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from ftmatrix.batches import row_tokens_of, rows_of
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
@@ -17,13 +18,13 @@ from ftmatrix.files import replacing
 from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
-from ftmatrix.models import PACKAGED, load_tokenizer, vocabulary
+from ftmatrix.models import PACKAGED, empty_model, load_tokenizer, vocabulary
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 3
+FORECAST_VERSION = 4
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -71,26 +72,34 @@ class Forecaster:
             label = min(longest, LONGEST_LABEL)
             sizes = (training.micro_batch_size or training.batch_size, evaluation.batch_size)
             trained, answered = (BatchShape(rows, longest, rows * label) for rows in sizes)
+            scored = answered
         else:
             source = checkpoint if checkpoint.has_tokenizer else STAND_IN
             messages = (source.folder, dataset.digest, plain(cell.framing))
 
-            def find() -> list[list[tuple[int, int]]]:  # of each message, its tokens and those of its label within them
+            def find() -> list[Lengths]:
                 framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
                 framed = [framer.frame(split) for split in (dataset.train, dataset.validation, dataset.test)]
                 if source is checkpoint:
                     framer.check_within(vocabulary(checkpoint), chain(*framed), f"model={cell.model.title}")
                 return [[(len(row), len(row.label)) for row in split] for split in framed]
 
+            row_tokens = self._shared(
+                lambda: row_tokens_of(empty_model(checkpoint, attention=cell.model.attention)),
+                "rows",
+                checkpoint.folder,
+                cell.model.attention,
+            )
             train, *others = self._shared(find, *messages)
-            largest = partial(largest_batch, train, training, cell.seed)
-            trained = self._shared(largest, *messages, plain(training), cell.seed)
+            largest = partial(largest_batch, train, training, cell.seed, row_tokens)
+            trained = self._shared(largest, *messages, plain(training), cell.seed, row_tokens)
             bounds = [bound_of(split, evaluation.batch_size) for split in others]
             answered = max(bounds, key=lambda shape: shape.rows * shape.length)
+            scored = largest_of(chain(*(by_length(split, evaluation.batch_size) for split in others)), row_tokens)
         return Work(
             trained=_rounded(trained),
             answered=_rounded(answered),
-            scored=PASSAGES if evaluation.forgetting else None,
+            scored=(_rounded(scored), *([PASSAGES] if evaluation.forgetting else [])),
             accumulates=training.micro_batch_size is not None and training.micro_batch_size < training.batch_size,
             gradient_checkpointing=training.gradient_checkpointing,
             attention=cell.model.attention,
@@ -131,32 +140,41 @@ class Forecaster:
         return forecast
 
 
-def largest_batch(lengths: Sequence[tuple[int, int]], training: Training, seed: int) -> BatchShape:
+Lengths = Sequence[tuple[int, int]]
+"""Of each message its tokens, and those of its label within them."""
+
+
+def largest_batch(lengths: Lengths, training: Training, seed: int, row_tokens: int | None) -> BatchShape:
     """The largest micro-batch that this seed's order of data comes to."""
     micro = training.micro_batch_size or training.batch_size
     orders = (epoch_order(len(lengths), seed, epoch) for epoch in range(training.epochs))
     batches = (rows for order in orders for rows in order.split(training.batch_size))
-    return largest_of([lengths[row] for row in part.tolist()] for rows in batches for part in rows.split(micro))
+    parts = ([lengths[row] for row in part.tolist()] for rows in batches for part in rows.split(micro))
+    return largest_of(parts, row_tokens)
 
 
-def largest_of(batches: Iterable[Sequence[tuple[int, int]]]) -> BatchShape:
-    """The shape of the batch with the most tokens, padding counted, and the most label tokens of any.
-
-    Each message comes as its tokens, and those of its label within them.
-    """
+def largest_of(batches: Iterable[Lengths], row_tokens: int | None) -> BatchShape:
+    """The shape of the batch with the most tokens, empty places counted, and the most label tokens of any."""
     largest = BatchShape(0, 0, 0)
     for batch in batches:
-        longest, labels = max(length for length, _ in batch), sum(label for _, label in batch)
-        most = max(labels, largest.label_tokens)
-        larger = len(batch) * longest > largest.rows * largest.length
-        largest = BatchShape(len(batch), longest, most) if larger else replace(largest, label_tokens=most)
+        rows = rows_of([length for length, _ in batch], row_tokens)
+        width = max(sum(batch[index][0] for index in row) for row in rows)
+        most = max(sum(label for _, label in batch), largest.label_tokens)
+        larger = len(rows) * width > largest.rows * largest.length
+        largest = BatchShape(len(rows), width, most) if larger else replace(largest, label_tokens=most)
     return largest
 
 
-def bound_of(lengths: Sequence[tuple[int, int]], rows: int) -> BatchShape:
+def bound_of(lengths: Lengths, rows: int) -> BatchShape:
     """What no batch of so many messages exceeds, however they are put together."""
     labels = sorted(label for _, label in lengths)[-rows:]
     return BatchShape(len(labels), max(length for length, _ in lengths), sum(labels))
+
+
+def by_length(lengths: Lengths, rows: int) -> list[Lengths]:
+    """The batches in which the evaluation scores these messages."""
+    order = sorted(lengths, key=lambda message: message[0])
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
 def _rounded(shape: BatchShape) -> BatchShape:

@@ -1,22 +1,19 @@
-"""Classification as generation: prompt, label, end token, and the mask that keeps the loss on the label."""
+"""Classification as generation: prompt, label and end token, and the way back from ids to a label."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 LEAST_ROOM = 4
 """Tokens of a message that must fit."""
 PASSAGE_TOKENS = 128
 """Window in which running text is predicted."""
-IGNORED = -100
-"""Label id of positions that carry no loss."""
 
 
 @dataclass
@@ -55,25 +52,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.label)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded examples. `labels` is `IGNORED` on prompt and padding; these three are (batch, length).
-
-    `positions` (n,) are the places, in the flattened batch, whose hidden states predict the label tokens `targets`:
-    known from the lengths, so that no device has to be asked which they are.
-    """
-
-    input_ids: "torch.Tensor"
-    attention_mask: "torch.Tensor"
-    labels: "torch.Tensor"
-    positions: "torch.Tensor"
-    targets: "torch.Tensor"
-
-    def to(self, device: str) -> "Batch":
-        """The same on a device."""
-        return Batch(*(getattr(self, entry.name).to(device) for entry in fields(self)))
 
 
 class Framer:
@@ -166,41 +144,3 @@ class Framer:
                 f"label {label!r}: this tokenizer can't write it (it reads back as {self.text(ids)!r}); rename it"
             )
         return (*ids, self.eos_id)
-
-
-def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Right-pad examples to the longest of the batch."""
-    import torch
-
-    length = max(len(example) for example in examples)
-    input_ids = torch.full((len(examples), length), pad_id)
-    attention_mask = torch.zeros((len(examples), length), dtype=torch.long)
-    labels = torch.full((len(examples), length), IGNORED)
-    positions: list[int] = []
-    for row, example in enumerate(examples):
-        start, end = len(example.prompt), len(example)
-        input_ids[row, :end] = torch.tensor(example.prompt + example.label)
-        attention_mask[row, :end] = 1
-        labels[row, start:end] = torch.tensor(example.label)
-        positions += range(row * length + start - 1, row * length + end - 1)
-    targets = torch.tensor([token for example in examples for token in example.label])
-    return Batch(input_ids, attention_mask, labels, torch.tensor(positions), targets)
-
-
-def label_logits(model: "torch.nn.Module", batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Logits and targets of the label positions alone: (n, vocabulary) in float32 and (n,).
-
-    The hidden states of all other positions are dropped before the output layer, so that its cost follows the few
-    label tokens and not the whole batch; whatever the model does to its logits afterwards (soft-capping, scaling)
-    still happens.
-    """
-
-    def keep_wanted(_: object, arguments: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
-        return (arguments[0].flatten(0, 1).index_select(0, batch.positions),)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)  # type: ignore[operator]
-    try:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    finally:
-        hook.remove()
-    return logits.float(), batch.targets

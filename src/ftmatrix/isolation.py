@@ -27,7 +27,7 @@ ROOM_SECONDS = 600
 """How long a finished cell waits for room on a full disk."""
 
 
-LARGE_BLOCK_BYTES = 2**18
+LARGE_BLOCK_BYTES = 2**17
 SMALL_MODELS_LARGE_BLOCK_BYTES = 2**20
 """Blocks from this size on are given back at once, smaller ones are kept for the next: quicker, but the heap splinters
 and never shrinks. In a small model nearly all blocks are small, and little is lost by keeping them."""

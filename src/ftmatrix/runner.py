@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ftmatrix.batches import Collator
 from ftmatrix.checkpoints import StoredTensors
 from ftmatrix.data import Message, general_text
 from ftmatrix.drift import adapter_drift, trained_drift
@@ -24,7 +25,7 @@ from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Durations, Evaluation, Forgetting, Outcome, Phase, Stability, Step, WeightDrift
 from ftmatrix.resumption import Progress, ProgressFile
 from ftmatrix.stability import assess
-from ftmatrix.training import Trainer, weights_are_finite
+from ftmatrix.training import Trainer, autocast, weights_are_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,8 +74,15 @@ class CellRun:
             framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
             model = self._load()
             examples = framer.frame(ready.dataset.train)
+            with autocast(ready.accelerator, ready.precision):
+                collator = Collator.suiting(model, framer.pad_id)
         evaluator = Evaluator(
-            model, framer, settings=cell.evaluation, accelerator=ready.accelerator, precision=ready.precision
+            model,
+            framer,
+            collator=collator,
+            settings=cell.evaluation,
+            accelerator=ready.accelerator,
+            precision=ready.precision,
         )
         saved = self.file.load()
         if saved is None:
@@ -91,7 +99,7 @@ class CellRun:
                 settings=cell.training,
                 lr=cell.lr,
                 seed=cell.seed,
-                pad_id=framer.pad_id,
+                collator=collator,
                 accelerator=ready.accelerator,
                 precision=ready.precision,
             )
@@ -128,7 +136,7 @@ class CellRun:
             forgetting=_forgetting(before.text_nll_initial, text_nll),
             device=ready.accelerator.name,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
-            notes=self._notes(len(framer.cut), drift, len(before.steps)),
+            notes=self._notes(framer, collator, drift, len(before.steps)),
         )
         return Trained(result, model, framer)
 
@@ -210,13 +218,15 @@ class CellRun:
             majority_share=max(labels.values()) / labels.total(),
         )
 
-    def _notes(self, cut: int, drift: WeightDrift | None, resumed: int) -> tuple[str, ...]:
+    def _notes(self, framer: Framer, collator: Collator, drift: WeightDrift | None, resumed: int) -> tuple[str, ...]:
         notes = list(self.ready.dataset.notes)
         if resumed:
             notes.append(f"resumed after {resumed} steps: times and peaks are those of several processes")
-        if cut:
-            length = self.ready.cell.framing.max_length
-            notes.append(f"{cut} message(s) cut to framing.max_length={length} tokens")
+        if framer.cut:
+            length = framer.framing.max_length
+            notes.append(f"{len(framer.cut)} message(s) cut to framing.max_length={length} tokens")
+        if collator.row_tokens is None:
+            notes.append("batches are padded: this model doesn't keep messages apart that share a row")
         if drift is None:
             notes.append("weight drift unknown: the checkpoint's tensors have other names than the model's")
         return tuple(notes)

@@ -9,6 +9,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from ftmatrix.batches import Collator
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.evaluation import Evaluator
 from ftmatrix.framing import Framer, Framing
@@ -76,7 +77,14 @@ class IntentModel(PythonModel):
         if isinstance(cell.method, Lora):
             model = cell.method.restore(model, folder / WEIGHTS, precision)
         framer = Framer(cell.framing, load_tokenizer(own), cell.labels)
-        self.evaluator = Evaluator(model, framer, settings=Evaluating(), accelerator=accelerator, precision=precision)
+        self.evaluator = Evaluator(
+            model,
+            framer,
+            collator=Collator(framer.pad_id),
+            settings=Evaluating(),
+            accelerator=accelerator,
+            precision=precision,
+        )
 
     @torch.no_grad()
     def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]

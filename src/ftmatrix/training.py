@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ftmatrix.framing import Batch, Example, collate, label_logits
+from ftmatrix.batches import Batch, Collator, label_logits
+from ftmatrix.framing import Example
 from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.records import MemoryParts, Step
 from ftmatrix.settings import Training
@@ -26,12 +27,12 @@ class Trainer:
         settings: Training,
         lr: float,
         seed: int,
-        pad_id: int,
+        collator: Collator,
         accelerator: Accelerator,
         precision: Precision,
     ) -> None:
         self.model, self.examples, self.settings = model, examples, settings
-        self.lr, self.seed, self.pad_id = lr, seed, pad_id
+        self.lr, self.seed, self.collator = lr, seed, collator
         self.accelerator = accelerator
         self.autocast = autocast(accelerator, precision)
         self.total_steps = settings.steps(len(examples))
@@ -84,7 +85,7 @@ class Trainer:
         micro = self.settings.micro_batch_size or len(examples)
         losses = []
         for start in range(0, len(examples), micro):
-            batch = collate(examples[start : start + micro], self.pad_id).to(self.accelerator.kind)
+            batch = self.collator(examples[start : start + micro]).to(self.accelerator.kind)
             loss = self._loss(batch) / label_tokens
             loss.backward()
             losses.append(loss.detach())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ftmatrix.batches import Batch, label_logits, row_tokens_of
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.framing import Batch, label_logits
 from ftmatrix.hardware import Precision
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
@@ -32,7 +32,7 @@ has the same peak at both."""
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a micro-batch costs: rows, tokens of the longest row, label tokens in all."""
+    """What a batch costs: rows, tokens of the longest row, label tokens in all."""
 
     rows: int
     length: int
@@ -43,12 +43,12 @@ class BatchShape:
 class Work:
     """What decides a cell's tensors beside its model and method: the shapes of its largest batches, and how it trains.
 
-    `answered` are batches that the evaluation both scores and answers, `scored` those that it only scores.
+    `scored` are batches that the evaluation scores, `answered` those that it has the model answer, one message a row.
     """
 
     trained: BatchShape
     answered: BatchShape
-    scored: BatchShape | None
+    scored: tuple[BatchShape, ...]
     accumulates: bool = False
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
@@ -178,11 +178,10 @@ def _answer_peaks(model: Any, precision: Precision, work: Work) -> list[int]:
 
 
 def _score(model: Any, work: Work, precision: Precision) -> None:
-    for shape in (work.answered, work.scored):
-        if shape is not None:
-            logits, targets = _forward(model, shape, precision)
-            nn.functional.cross_entropy(logits, targets, reduction="none")
-            del logits
+    for shape in work.scored:
+        logits, targets = _forward(model, shape, precision)
+        nn.functional.cross_entropy(logits, targets, reduction="none")
+        del logits
 
 
 def _decode(model: Any, shape: BatchShape, precision: Precision) -> Tensor | None:
@@ -213,7 +212,8 @@ def _forward(model: Any, shape: BatchShape, precision: Precision) -> tuple[Tenso
     rows, length = shape.rows, shape.length
     ids = torch.ones((rows, length), dtype=torch.long)
     positions = torch.ones(shape.label_tokens, dtype=torch.long)
-    batch = Batch(ids, torch.ones_like(ids), ids, positions, positions)
+    layout = "position_ids" if row_tokens_of(model) else "attention_mask"
+    batch = Batch({"input_ids": ids, layout: torch.ones_like(ids)}, positions, positions)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.mixed):
         return label_logits(model, batch)
 
