@@ -1,8 +1,10 @@
 """Shared parts: real models of a few thousand weights, real messages, cells that finish in a second."""
 
 import csv
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,17 @@ def hydra_config() -> Iterator[Callable[..., Any]]:
         yield lambda *overrides: compose("config", expand(list(overrides)), return_hydra_config=True)
 
 
+@pytest.fixture(scope="session")
+def adapters_preloaded() -> None:
+    """Has the one server from which this process's cells are forked import all that any of them needs."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["ftmatrix.preload", "ftmatrix.preload_adapters"])
+    forkserver.ensure_running()
+
+
 @pytest.fixture
-def quick_cell(make_cell: Callable[..., Cell], data_folder: Path, tmp_path: Path) -> Callable[..., Cell]:
+def quick_cell(
+    make_cell: Callable[..., Cell], data_folder: Path, tmp_path: Path, adapters_preloaded: None
+) -> Callable[..., Cell]:
     """A cell on the small data folder that trains for one epoch and tracks in a store of its own."""
     return lambda *overrides: make_cell(
         "data=csv",

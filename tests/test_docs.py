@@ -3,13 +3,16 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from benchmarks.__main__ import NAMES as BENCHMARKS
+from mlflow import MlflowClient
 
 from ftmatrix.cli import run
 from ftmatrix.studies import study_of
@@ -60,12 +63,38 @@ def test_there_are_commands() -> None:
     assert {"make sweep", "make test", "make report"} <= set(SHOWN)
 
 
+@pytest.fixture(scope="module")
+def one_cells_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one study of one cell, which keeps its weights."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        assert run([*ONE_CELL, *FEW_MESSAGES, "study=kept", "save_model=true", "report=false"]) == 0
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def has_run(one_cells_store: Path, tmp_path: Path) -> Callable[[str], None]:
+    """Puts a store where commands look for it, as if a study of this name had run."""
+
+    def put(study: str) -> None:
+        shutil.copy(one_cells_store, tmp_path / "mlflow.db")
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("kept")
+        assert experiment is not None
+        client.rename_experiment(experiment.experiment_id, study)
+
+    return put
+
+
 @pytest.mark.parametrize("command", SHOWN)
 def test_a_command_of_the_documents_works(
     command: str,
     data_folder: Path,
     model_folders: dict[str, Path],
     tmp_path: Path,
+    has_run: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +111,7 @@ def test_a_command_of_the_documents_works(
     (tmp_path / "experiments" / "NAME" / "grid.yaml").write_text(STUDY)
     program, *arguments = words
     if program == "ftmatrix":
-        ftmatrix(arguments, monkeypatch)
+        ftmatrix(arguments, has_run, monkeypatch)
     elif program == "python" and arguments[:2] == ["-m", "benchmarks"]:
         assert {word for word in arguments[2:] if "=" not in word} <= set(BENCHMARKS)
     elif program in ("python", "ruff", "mypy"):
@@ -92,7 +121,7 @@ def test_a_command_of_the_documents_works(
         assert program in ELSEWHERE
 
 
-def ftmatrix(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def ftmatrix(arguments: list[str], has_run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep runs as one cell, or is planned where it needs the hub; what reads a study has that cell to read."""
     match arguments:
         case ["ui", *_]:
@@ -108,7 +137,7 @@ def ftmatrix(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             assert started[0][1:4] == ["-m", "mlflow", "ui"]
         case ["report" | "register", *_]:
             study = study_of(next((word for word in arguments[1:] if not word.startswith("-")), "ftmatrix"))
-            assert run([*ONE_CELL, *FEW_MESSAGES, f"study={study}", "save_model=true"]) == 0
+            has_run(study)
             assert run(arguments) in ((0, 3, 4) if "--exit-code" in arguments else (0,))
         case ["plan", *_] | ["--help"]:
             assert run(arguments) == 0

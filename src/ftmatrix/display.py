@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ftmatrix.config import Cell
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import parameters_of
 from ftmatrix.records import CellResult, Outcome, Step
@@ -136,6 +137,29 @@ class Display:
         self.done += 1
         best = f"  best {escape(self._best[1])}" if self._best else ""
         self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells{best}")
+
+
+class JobDisplay:
+    """Follows cells that run elsewhere: a line as each ends."""
+
+    def __init__(self, console: Console, total: int, *, quiet: bool) -> None:
+        self.console, self.total, self.quiet = console, total, quiet
+        self.done = 0
+        self._started = time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """A line for the person who watches."""
+        if not self.quiet:
+            with suppress(OSError):
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def ended(self, cell: Cell, end: object) -> None:
+        """A cell's job is over; `end` is its run, or says why there is none."""
+        self.done += 1
+        elapsed = time.monotonic() - self._started
+        left = f"; about {duration(elapsed / self.done * (self.total - self.done))} left"
+        came_to = f"run {end[:8]}" if isinstance(end, str) else "lost"
+        self.tell(f"[{self.done}/{self.total}]  {cell.title}  {came_to}{left if self.done < self.total else ''}")
 
 
 @dataclass

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -58,12 +58,13 @@ class Ended:
 Event = Began | Stepped | Ended
 
 
-def warm_up(device: Device) -> None:
-    """Start the server that cells are forked from. It imports the heavy libraries once, while the caller goes on."""
+def warm_up(cells: Sequence[ReadyCell]) -> None:
+    """Start the server that cells are forked from. It imports what they need once, while the caller goes on."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
-    preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if device is Device.cpu else [])]
+    adapted = any(cell.cell.method.trains_adapters and cell.accelerator.device is Device.cpu for cell in cells)
+    preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if adapted else [])]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits this: Ctrl-C is the caller's affair
     try:

@@ -98,6 +98,17 @@ def plan(cells: Sequence[Cell], store: Store | None, *, fetch: bool = True) -> l
     return planned
 
 
+def known_here(cells: Sequence[Cell], store: Store) -> list[Planned]:
+    """What this machine knows of cells that will run on others: which of them are done.
+
+    Only of a cell whose data and model are here, and whose device is of the same kind, can that be known; the jobs of
+    the others find out. Nothing is forecast: what is free there isn't known here.
+    """
+    prepared = prepare(cells, fetch=False)
+    finished = store.finished(item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force)
+    return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
+
+
 def _waits(item: Prepared, finished: dict[str, str]) -> bool:
     return isinstance(item, ReadyCell) and item.fingerprint not in finished
 

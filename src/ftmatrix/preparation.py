@@ -153,7 +153,7 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
     prepared: list[Prepared] = []
     for cell in cells:
         try:
-            prepared.append(_prepare(_settled(cell), shared, fetch=fetch))
+            prepared.append(_prepare(settled(cell), shared, fetch=fetch))
         except FtmatrixError as error:
             prepared.append(FailedCell(cell, CellResult(error.outcome, str(error))))
         except Exception as error:  # one cell's surprise must not cost the others
@@ -162,8 +162,8 @@ def prepare(cells: Sequence[Cell], *, fetch: bool = True) -> list[Prepared]:
     return prepared
 
 
-def _settled(cell: Cell) -> Cell:
-    """The cell with what working directory and environment make of it here: its own process may have others."""
+def settled(cell: Cell) -> Cell:
+    """The cell with what working directory and environment make of it here: where it runs they may be others."""
     tracking = replace(cell.tracking, uri=settled_uri(cell.tracking.store))
     return replace(cell, work_dir=str(Path(cell.work_dir).absolute()), tracking=tracking)
 

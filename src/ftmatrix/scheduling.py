@@ -38,6 +38,7 @@ class Scheduler:
         self.store, self.sweep_name, self.display, self.courier = store, sweep_name, display, courier
         self.running: dict[Connection, tuple[CellProcess, Delivery]] = {}
         self.stopped = 0
+        self._cells: Sequence[ReadyCell] = ()
         self._begun: dict[str, Delivery] = {}
         self._elsewhere: dict[str, str] = {}
 
@@ -49,6 +50,7 @@ class Scheduler:
 
     def run(self, cells: Sequence[ReadyCell], jobs: int) -> None:
         """Run every cell once. One that another sweep runs just now is waited for, and its result taken."""
+        self._cells = cells
         waiting, busy = list(cells), list[ReadyCell]()
         looked_at = time.monotonic()
         with self.display.live(), Interrupts() as interrupts:
@@ -108,7 +110,7 @@ class Scheduler:
     def _launch(self, ready: ReadyCell, delivery: Delivery) -> bool:
         if not self.courier.away and self._asked(lambda: self._gives_way(ready, delivery)):
             return False
-        warm_up(ready.accelerator.device)
+        warm_up(self._cells)
         self.display.began(ready)
         self._take_up(ready, delivery)
         try:

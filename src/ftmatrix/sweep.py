@@ -7,25 +7,24 @@ from pathlib import Path
 from rich.console import Console
 
 from ftmatrix.config import REPORTS, Cell, without_credentials
-from ftmatrix.delivery import Courier
-from ftmatrix.display import Display, open_console
-from ftmatrix.errors import ConfigError, UndeliveredError, first_line
+from ftmatrix.display import open_console
+from ftmatrix.engines import Engine
+from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
-from ftmatrix.planning import Planned, plan, side_by_side
-from ftmatrix.preparation import FailedCell, Prepared, ReadyCell
-from ftmatrix.recording import SweepWriter, facts_of
+from ftmatrix.planning import Planned, known_here, plan, side_by_side
+from ftmatrix.preparation import ReadyCell
+from ftmatrix.recording import SweepWriter
 from ftmatrix.recovery import recover
-from ftmatrix.scheduling import Scheduler
+from ftmatrix.running import Running
 from ftmatrix.studies import claims_of
 from ftmatrix.table import as_csv, as_text, failures, fitting_table
 from ftmatrix.tracking import Row, Store
 
-LAST_WORDS_SECONDS = 10.0
-"""How long an interrupted sweep tries to close its runs; what it leaves open the next one closes."""
 
-
-def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row | None]:
+def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Engine | None = None) -> list[Row | None]:
     """Run the cells and print their comparison. Returns a row a cell; None each where only the plan was asked for.
+
+    They run here, `n_jobs` side by side, or as the jobs of an engine.
 
     Raises:
         ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
@@ -45,7 +44,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     store = Store(first.tracking.store, first.study)
     for found in recover(store, Path(first.work_dir).absolute()):
         console.print(found, highlight=False, markup=False, soft_wrap=True)
-    planned = plan(cells, store)
+    planned = _planned(cells, store, engine)
     name = first.tracking.sweep or f"{datetime.now():%Y%m%d-%H%M%S}"
     done = sum(item.done_run is not None for item in planned)
     if done:
@@ -55,7 +54,8 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     for note in data_notes(planned):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with store.sweep(name, len(planned)) as writer:
-        run_ids = _run(planned, store, writer.run_id, name, n_jobs, console)
+        running = Running(store, name, writer.run_id, console)
+        run_ids = running.here(planned, n_jobs) if engine is None else running.on(engine, planned)
         row_of = {row.run_id: row for row in store.rows(list(dict.fromkeys(run_ids)))}
         rows = list(row_of.values())
         title = f"{first.study}, sweep {name}"
@@ -77,6 +77,13 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None) -> list[Row
     return [row_of[run_id] for run_id in run_ids]
 
 
+def _planned(cells: Sequence[Cell], store: Store, engine: Engine | None) -> list[Planned]:
+    if engine is None:
+        return plan(cells, store)
+    engine.open()  # before anything is begun that waits for it
+    return known_here(cells, store)
+
+
 def _report(store: Store, writer: SweepWriter) -> tuple[str, str]:
     """Write the study's report, here and beside the sweep's run; where it lies, and its answer as Markdown.
 
@@ -94,38 +101,6 @@ def _report(store: Store, writer: SweepWriter) -> tuple[str, str]:
 
 def _compared(page: Path) -> str:
     return f"Compared, with plots: {page}"
-
-
-def _run(
-    planned: Sequence[Planned], store: Store, sweep_run: str, name: str, n_jobs: int | str | None, console: Console
-) -> list[str]:
-    """Run what has to be run; the run of every cell, in order."""
-    ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
-    waiting = list({cell.fingerprint: cell for cell in ready}.values())  # a cell that the grid names twice runs once
-    failed = {id(item): _record_failure(item.prepared, store, name) for item in planned}
-    display = Display(console, waiting, quiet=planned[0].prepared.cell.quiet)
-    courier = Courier(store, sweep_run, display.tell)
-    scheduler = Scheduler(store, name, display, courier)
-    try:
-        scheduler.run(waiting, side_by_side(planned, n_jobs))
-    except BaseException:
-        left = len(waiting) - display.done - scheduler.stopped
-        display.tell(
-            f"stopped: {display.done} of {len(waiting)} cells are over, {scheduler.stopped} were running and go on "
-            f"from what they saved, {left} had not begun"
-        )
-        courier.close(0, at_most=LAST_WORDS_SECONDS)
-        raise
-    cell = planned[0].prepared.cell
-    minutes = cell.tracking.patience_minutes
-    if courier.trouble:
-        display.tell(f"all cells are over; waiting up to {minutes:g} min for MLflow (Ctrl-C leaves the results here)")
-    if undelivered := courier.close(60 * minutes):
-        raise UndeliveredError(
-            f"{store.shown}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
-            f"{cell.work_dir}, the same command delivers them"
-        )
-    return [item.done_run or failed[id(item)] or scheduler.run_ids[item.fingerprint] for item in planned]
 
 
 def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console) -> None:
@@ -160,11 +135,3 @@ def data_notes(planned: Sequence[Planned]) -> list[str]:
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell)]
     found = (f"{cell.cell.data.title}: {note}" for cell in ready for note in cell.dataset.notes)
     return list(dict.fromkeys(found))
-
-
-def _record_failure(prepared: Prepared, store: Store, sweep_name: str) -> str | None:
-    """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
-    if not isinstance(prepared, FailedCell):
-        return None
-    facts = facts_of(prepared, goal=store.goal, sweep=sweep_name)
-    return store.record(facts, prepared.result)

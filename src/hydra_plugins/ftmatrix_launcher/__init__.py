@@ -19,16 +19,24 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
+    from ftmatrix.engines import Engine
+
 
 class ExperimentsSearchPath(SearchPathPlugin):
-    """Finds experiments/NAME/grid.yaml in the working directory first, then among those of ftmatrix itself."""
+    """Finds experiments/NAME/grid.yaml in the working directory first, then among those of ftmatrix itself.
+
+    Launchers that Hydra's own plugins name as ours are named make room for ours, where such plugins are installed.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if "cell.yaml" not in ConfigStore.instance().repo:
             return  # another Hydra application in the same environment
 
-        from ftmatrix.config import experiments_root
+        from ftmatrix.config import config_folder, experiments_root
 
+        others = ConfigStore.instance().repo["hydra"]["launcher"]
+        for path in (config_folder() / "hydra" / "launcher").glob("*.yaml"):
+            others.pop(path.name, None)
         for folder in (Path.cwd(), experiments_root()):
             if (folder / "experiments").is_dir():
                 search_path.append("ftmatrix-experiments", f"file://{folder}")
@@ -62,13 +70,55 @@ class CellLauncher(Launcher):
         from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
 
         returns = []
-        for row in sweep(cells, n_jobs=self.n_jobs):
+        for row in sweep(cells, n_jobs=self.n_jobs, engine=self.engine()):
             if row is None or row.outcome is Outcome.COMPLETED:
                 figure = None if row is None else row.metric("val_accuracy")  # what a searching sweeper maximises
                 returns.append(JobReturn(status=JobStatus.COMPLETED, _return_value=figure))
             else:
                 returns.append(_Failed(row.reason))
         return returns
+
+    def engine(self) -> "Engine | None":
+        """What runs the cells; None: this command, each in a process of its own."""
+        return None
+
+
+class RayLauncher(CellLauncher):
+    """Cells as tasks of a Ray cluster."""
+
+    def __init__(self, address: str | None, cpus: float, gpus: float, memory: str | None, n_jobs: int | None) -> None:
+        super().__init__(n_jobs)
+        self.share = (address, cpus, gpus, memory, n_jobs)
+
+    def engine(self) -> "Engine":
+        from ftmatrix.engines.on_ray import RayEngine
+
+        return RayEngine(*self.share)
+
+
+class SubmititLauncher(CellLauncher):
+    """Cells as jobs of Slurm, or as processes handled like them."""
+
+    def __init__(self, cluster: str, folder: str, n_jobs: int | None, settings: "DictConfig") -> None:
+        super().__init__(n_jobs)
+        self.cluster, self.folder, self.settings = cluster, folder, settings
+
+    def engine(self) -> "Engine":
+        from omegaconf import OmegaConf
+
+        from ftmatrix.engines.on_submitit import SubmititEngine
+
+        settings: Any = OmegaConf.to_container(self.settings)
+        return SubmititEngine(self.cluster, self.folder, None if self.n_jobs is None else int(self.n_jobs), settings)
+
+
+class JoblibLauncher(CellLauncher):
+    """Cells in joblib's workers."""
+
+    def engine(self) -> "Engine":
+        from ftmatrix.engines.on_joblib import JoblibEngine
+
+        return JoblibEngine(None if self.n_jobs is None else int(self.n_jobs))
 
 
 class _Failed(JobReturn):

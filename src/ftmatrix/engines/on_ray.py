@@ -1,0 +1,73 @@
+"""Cells as tasks of a Ray cluster."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftmatrix.config import Cell, parse_bytes
+from ftmatrix.engines import Job, RunCell, need
+from ftmatrix.errors import ConfigError, first_line
+
+
+@dataclass
+class RayEngine:
+    """Each cell is a task that asks for its share of a node. Ray itself repeats none: who asked for it does."""
+
+    address: str | None
+    """The cluster (`auto`: the one that runs on this machine); None starts one here, for this sweep alone."""
+    cpus: float
+    gpus: float
+    memory: str | None
+    """Of the node's memory, such as 8GiB."""
+    n_jobs: int | None
+
+    @property
+    def name(self) -> str:
+        """As `hydra/launcher` has it."""
+        return "ray"
+
+    def open(self) -> None:
+        need("ray", "ray", "ray")
+        import ray
+
+        try:
+            ray.init(address=self.address, log_to_driver=False, ignore_reinit_error=True)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise ConfigError(
+                f"hydra.launcher.address={self.address}: no Ray cluster there ({first_line(error)}); start one with "
+                "`ray start --head`, or set it to null for one of this machine's own"
+            ) from error
+
+    def submit(self, run: RunCell, cells: Sequence[Cell]) -> Sequence[Job]:
+        import ray
+
+        share: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.memory is not None:
+            share["memory"] = parse_bytes(self.memory, "hydra.launcher.memory")
+        task = ray.remote(max_retries=0, **share)(run)
+        return [_Task(task.remote(cell)) for cell in cells]
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+@dataclass
+class _Task:
+    reference: Any
+
+    def done(self) -> bool:
+        import ray
+
+        return bool(ray.wait([self.reference], timeout=0)[0])
+
+    def result(self) -> str:
+        import ray
+
+        return str(ray.get(self.reference))
+
+    def cancel(self) -> object:
+        import ray
+
+        return ray.cancel(self.reference)

@@ -1,0 +1,115 @@
+"""Runs what a sweep has planned: here, in processes side by side, or as the jobs of an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ftmatrix.cluster import ATTEMPTS, Lost, run_jobs
+from ftmatrix.config import Cell
+from ftmatrix.delivery import Courier
+from ftmatrix.display import Display, JobDisplay, open_console
+from ftmatrix.engines import Engine
+from ftmatrix.errors import UndeliveredError
+from ftmatrix.planning import Planned, plan, side_by_side
+from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, settled
+from ftmatrix.recording import facts_of
+from ftmatrix.records import CellResult, Outcome
+from ftmatrix.recovery import recover
+from ftmatrix.scheduling import Scheduler
+from ftmatrix.tracking import Store
+
+LAST_WORDS_SECONDS = 10.0
+"""How long an interrupted sweep tries to close its runs; what it leaves open the next one closes."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A sweep that is under way. `sweep_run` is its own run in MLflow; empty where that is another machine's affair."""
+
+    store: Store
+    name: str
+    sweep_run: str
+    console: Console
+
+    def here(self, planned: Sequence[Planned], n_jobs: int | str | None) -> list[str]:
+        """Run on this machine what has to be run; the run of every cell, in order.
+
+        Raises:
+            UndeliveredError: MLflow stayed away; the results wait on this disk.
+        """
+        ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
+        waiting = list({cell.fingerprint: cell for cell in ready}.values())  # one that the grid names twice runs once
+        failed = {id(item): self._record_failure(item.prepared) for item in planned}
+        display = Display(self.console, waiting, quiet=planned[0].prepared.cell.quiet)
+        courier = Courier(self.store, self.sweep_run, display.tell)
+        scheduler = Scheduler(self.store, self.name, display, courier)
+        try:
+            scheduler.run(waiting, side_by_side(planned, n_jobs))
+        except BaseException:
+            left = len(waiting) - display.done - scheduler.stopped
+            display.tell(
+                f"stopped: {display.done} of {len(waiting)} cells are over, {scheduler.stopped} were running and go on "
+                f"from what they saved, {left} had not begun"
+            )
+            courier.close(0, at_most=LAST_WORDS_SECONDS)
+            raise
+        cell = planned[0].prepared.cell
+        minutes = cell.tracking.patience_minutes
+        if courier.trouble:
+            display.tell(
+                f"all cells are over; waiting up to {minutes:g} min for MLflow (Ctrl-C leaves the results here)"
+            )
+        if undelivered := courier.close(60 * minutes):
+            raise UndeliveredError(
+                f"{self.store.shown}: MLflow takes nothing ({courier.trouble}); {len(undelivered)} result(s) wait in "
+                f"{cell.work_dir}, the same command delivers them"
+            )
+        return [item.done_run or failed[id(item)] or scheduler.run_ids[item.fingerprint] for item in planned]
+
+    def on(self, engine: Engine, planned: Sequence[Planned]) -> list[str]:
+        """Have an engine run what has to be run; the run of every cell, in order."""
+        cells = [_as_job(item.prepared.cell, self.name) for item in planned if not item.done_run]
+        distinct = {repr(cell): cell for cell in cells}  # a cell that the grid names twice runs once
+        follower = JobDisplay(self.console, len(distinct), quiet=planned[0].prepared.cell.quiet)
+        courier = Courier(self.store, self.sweep_run, follower.tell)  # says that the sweep is alive
+        try:
+            follower.tell(f"{len(distinct)} cells go to {engine.name}")
+            ends = run_jobs(engine, run_cell, list(distinct.values()), follower.ended)
+        finally:
+            courier.close(0, at_most=LAST_WORDS_SECONDS)
+            engine.close()
+        run_of = dict(zip(distinct, ends, strict=True))
+        for key, end in run_of.items():
+            if isinstance(end, Lost):
+                result = CellResult(Outcome.CRASHED, f"{engine.name} lost it {ATTEMPTS} times; last: {end.reason}")
+                run_of[key] = self._record(FailedCell(distinct[key], result))
+        return [item.done_run or str(run_of[repr(_as_job(item.prepared.cell, self.name))]) for item in planned]
+
+    def _record_failure(self, prepared: Prepared) -> str | None:
+        """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
+        return self._record(prepared) if isinstance(prepared, FailedCell) else None
+
+    def _record(self, failed: FailedCell) -> str:
+        return self.store.record(facts_of(failed, goal=self.store.goal, sweep=self.name), failed.result)
+
+
+def run_cell(cell: Cell) -> str:
+    """An engine's job: one cell, in a process of its own where this is called. Returns the id of its run.
+
+    Raises:
+        UndeliveredError: MLflow stayed away; the result waits on that machine's disk, and is found by the next attempt.
+    """
+    console = open_console()
+    store = Store(cell.tracking.store, cell.study)
+    recover(store, Path(cell.work_dir))
+    assert cell.tracking.sweep is not None
+    (run_id,) = Running(store, cell.tracking.sweep, "", console).here(plan([cell], store), 1)
+    return run_id
+
+
+def _as_job(cell: Cell, sweep_name: str) -> Cell:
+    """What a job is given: the cell, with what this machine's environment makes of it, and its sweep's name."""
+    here = settled(cell)
+    return replace(here, quiet=True, report=False, tracking=replace(here.tracking, sweep=sweep_name))
