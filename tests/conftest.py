@@ -80,7 +80,16 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> d
 @pytest.fixture
 def data_folder(tmp_path: Path, messages: tuple[Message, ...]) -> Path:
     """A CSV folder of 96 training and 32 test messages."""
-    folder = tmp_path / "messages"
+    return write_data(tmp_path / "messages", messages)
+
+
+@pytest.fixture(scope="session")
+def messages_folder(tmp_path_factory: pytest.TempPathFactory, messages: tuple[Message, ...]) -> Path:
+    """The same, for tests that write nothing into it."""
+    return write_data(tmp_path_factory.mktemp("data") / "messages", messages)
+
+
+def write_data(folder: Path, messages: tuple[Message, ...]) -> Path:
     folder.mkdir()
     write_csv(folder / "train.csv", messages[:96])
     write_csv(folder / "test.csv", messages[96:128])

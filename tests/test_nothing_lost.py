@@ -135,6 +135,7 @@ def has_steps(folder: Path, named: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_interrupted_twice_a_sweep_goes_at_once(sweeps: Sweeps) -> None:
     process = sweeps.start("lr=1e-3,2e-3", "n_jobs=2", LONG)
     wait_for(process, "start  full pocket-1m lr=0.002")
@@ -145,6 +146,7 @@ def test_interrupted_twice_a_sweep_goes_at_once(sweeps: Sweeps) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folders", [(".", "."), ("here", "there")], ids=["one folder", "two folders"])
 def test_two_sweeps_at_once_run_every_cell_once(folders: tuple[str, str], sweeps: Sweeps) -> None:
     Store(sweeps.uri, "ftmatrix")
@@ -176,6 +178,7 @@ def as_the_first_cell_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[], 
     monkeypatch.setattr(ftmatrix.scheduling, "CellProcess", Watched)
 
 
+@pytest.mark.slow
 def test_a_store_that_another_writer_locks_is_waited_for(
     quick_cell: QuickCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_while_the_server_is_away_results_wait(
     quick_cell: QuickCell, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +269,7 @@ def test_while_the_server_is_away_results_wait(
         assert sorted(point.step for point in history) == list(range(30))
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_all(
     quick_cell: QuickCell, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -608,6 +613,7 @@ def test_a_result_that_waits_is_taken_and_not_trained_again(
     assert "start  " not in said
 
 
+@pytest.mark.slow
 def test_a_cell_dies_with_its_sweep_whatever_it_does(sweeps: Sweeps) -> None:
     process = sweeps.start("lr=1e-3", "n_jobs=1", LONG)
     wait_for(process, "start  full pocket-1m lr=0.001")
@@ -690,6 +696,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow
 def test_secrets_reach_nothing_that_is_written(sweeps: Sweeps, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither environment variables nor the tracking URI's password; all files, both databases, all that is printed."""
     for name, value in SECRETS.items():

@@ -185,6 +185,7 @@ def test_losses_dont_depend_on_the_process_or_on_what_runs_beside(quick_cell: Qu
     assert alone == beside
 
 
+@pytest.mark.slow
 def test_peak_memory_doesnt_depend_on_order_or_on_what_runs_beside(quick_cell: QuickCell) -> None:
     def peak(rows: list[Row], row: int) -> float:
         return rows[row].metrics["peak_bytes_train"]

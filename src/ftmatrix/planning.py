@@ -16,6 +16,9 @@ from ftmatrix.records import CellResult, Forecast, Outcome, Phase
 from ftmatrix.table import UNKNOWN, gibibytes
 from ftmatrix.tracking import Row, Store
 
+REMEMBERED = 1000
+"""Runs from whose times a cell's is expected: the latest."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -87,7 +90,7 @@ def plan(cells: Sequence[Cell], store: Store | None, *, fetch: bool = True) -> l
     ready = [item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force]
     finished = store.finished(ready) if store else {}
     forecaster = Forecaster(Path(cells[0].work_dir) / "forecasts")
-    clock = Clock(store.cells() if store and any(_waits(item, finished) for item in prepared) else [])
+    clock = Clock(store.newest(REMEMBERED) if store and any(_waits(item, finished) for item in prepared) else [])
     planned = []
     for item in prepared:
         done = finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ FACTS = ("device", "precision", "model.revision", "data.digest", "version.", "me
 """Beginnings of the tags that say on what, and with what, a cell ran."""
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
+ASKED_ONE_BY_ONE = 50
+"""Up to so many cells it is quicker to search for each than to read a large store."""
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -135,11 +138,16 @@ class Store:
         """
         wanted = {ready.fingerprint: ready for ready in cells}
         found: dict[str, str] = {}
-        for run in self._search(COMPLETE):
+        queries = [f"{COMPLETE} AND tags.fingerprint = '{fingerprint}'" for fingerprint in wanted]
+        for run in chain(*map(self._search, queries if len(queries) <= ASKED_ONE_BY_ONE else [COMPLETE])):
             fingerprint = run.data.tags["fingerprint"]
             if fingerprint in wanted and serves(run, wanted[fingerprint]):
                 found.setdefault(fingerprint, run.info.run_id)
         return found
+
+    def newest(self, count: int) -> list[Row]:
+        """The latest complete runs, at most so many."""
+        return [_row(run) for run in islice(self._search(COMPLETE), count)]
 
     def cells(self) -> list[Row]:
         """Every cell of the study by its newest result, with weights if it has one; else by its newest failure.

@@ -30,6 +30,9 @@ class RayEngine:
         need("ray", "ray", "ray")
         import ray
 
+        self._share: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.memory is not None:
+            self._share["memory"] = parse_bytes(self.memory, "hydra.launcher.memory")
         try:
             ray.init(address=self.address, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -41,10 +44,7 @@ class RayEngine:
     def submit(self, run: RunCell, cells: Sequence[Cell]) -> Sequence[Job]:
         import ray
 
-        share: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        if self.memory is not None:
-            share["memory"] = parse_bytes(self.memory, "hydra.launcher.memory")
-        task = ray.remote(max_retries=0, **share)(run)
+        task = ray.remote(max_retries=0, **self._share)(run)
         return [_Task(task.remote(cell)) for cell in cells]
 
     def close(self) -> None:
