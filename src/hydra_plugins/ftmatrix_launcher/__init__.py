@@ -78,6 +78,11 @@ class CellLauncher(Launcher):
                 returns.append(_Failed(row.reason))
         return returns
 
+    @property
+    def most(self) -> int | None:
+        """Cells that an engine may run at once; None: as many as it takes."""
+        return self.n_jobs if isinstance(self.n_jobs, int) else None
+
     def engine(self) -> "Engine | None":
         """What runs the cells; None: this command, each in a process of its own."""
         return None
@@ -86,20 +91,22 @@ class CellLauncher(Launcher):
 class RayLauncher(CellLauncher):
     """Cells as tasks of a Ray cluster."""
 
-    def __init__(self, address: str | None, cpus: float, gpus: float, memory: str | None, n_jobs: int | None) -> None:
+    def __init__(
+        self, address: str | None, cpus: float, gpus: float, memory: str | None, n_jobs: int | str | None
+    ) -> None:
         super().__init__(n_jobs)
-        self.share = (address, cpus, gpus, memory, n_jobs)
+        self.share = (address, cpus, gpus, memory)
 
     def engine(self) -> "Engine":
         from ftmatrix.engines.on_ray import RayEngine
 
-        return RayEngine(*self.share)
+        return RayEngine(*self.share, self.most)
 
 
 class SubmititLauncher(CellLauncher):
     """Cells as jobs of Slurm, or as processes handled like them."""
 
-    def __init__(self, cluster: str, folder: str, n_jobs: int | None, settings: "DictConfig") -> None:
+    def __init__(self, cluster: str, folder: str, n_jobs: int | str | None, settings: "DictConfig") -> None:
         super().__init__(n_jobs)
         self.cluster, self.folder, self.settings = cluster, folder, settings
 
@@ -109,7 +116,7 @@ class SubmititLauncher(CellLauncher):
         from ftmatrix.engines.on_submitit import SubmititEngine
 
         settings: Any = OmegaConf.to_container(self.settings)
-        return SubmititEngine(self.cluster, self.folder, None if self.n_jobs is None else int(self.n_jobs), settings)
+        return SubmititEngine(self.cluster, self.folder, self.most, settings)
 
 
 class JoblibLauncher(CellLauncher):
@@ -118,7 +125,7 @@ class JoblibLauncher(CellLauncher):
     def engine(self) -> "Engine":
         from ftmatrix.engines.on_joblib import JoblibEngine
 
-        return JoblibEngine(None if self.n_jobs is None else int(self.n_jobs))
+        return JoblibEngine(self.most)
 
 
 class _Failed(JobReturn):
