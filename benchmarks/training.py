@@ -47,7 +47,7 @@ METHODS: dict[str, Method] = {
     "lora": Lora(name="lora"),
     "qlora": Lora(name="qlora", quantize=Quantization.nf4),
 }
-STEPS = {"pocket-4m": 40, "smollm2-135m": 8, "gemma3-270m": 6}
+STEPS = {"pocket-4m": 12, "smollm2-135m": 4, "gemma3-270m": 3}
 """Timed steps, by shape."""
 SKIPPED = 2
 """First steps, in which libraries and allocator settle."""
@@ -238,7 +238,7 @@ def run_one(contender: str, folder: Path, method: Method, steps: int, messages: 
 
 def main() -> None:
     options = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    rounds = int(options.get("rounds", "3"))
+    rounds = int(options.get("rounds", "2"))
     table = Table(title=f"A training step ({os.cpu_count()} cores), ratios to ftmatrix", title_justify="left")
     for name in ("shape", "method", "contender"):
         table.add_column(name)
