@@ -5,7 +5,7 @@ submitit's local one, under which every cell has a process of its own as well (t
 Overhead is the whole command's time, its start included, less what the cells themselves measured, a cell. The
 launchers take turns, round after round.
 
-ARGS="overhead rounds=3 launchers=cells,joblib" narrows it. The peers have to be installed
+ARGS="overhead rounds=2 launchers=cells,joblib" narrows it. The peers have to be installed
 (`pip install hydra-joblib-launcher hydra-submitit-launcher`).
 """
 
@@ -76,7 +76,7 @@ def main() -> None:
     wanted = options.get("launchers", ",".join(("cells", *PEERS))).split(",")
     chosen = [name for name in LAUNCHERS if name.partition(",")[0] in wanted]
     found: dict[str, list[Measured]] = {name: [] for name in chosen}
-    for turn in range(int(options.get("rounds", "3"))):
+    for turn in range(int(options.get("rounds", "2"))):
         at = turn % len(chosen)
         for name in chosen[at:] + chosen[:at]:
             found[name].append(measure(LAUNCHERS[name]))

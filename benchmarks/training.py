@@ -4,7 +4,7 @@ All train the same model on the same batches in the same order: float32, AdamW, 
 no gradient checkpointing. Each run has a process of its own; the contenders take turns, round after round, and ratios
 are taken within a round. Their losses have to agree step by step, else the benchmark ends with an error.
 
-ARGS="training rounds=3 shapes=pocket-4m,gemma3-270m methods=full,lora data=DIR" narrows it; `data` is a folder of
+ARGS="training rounds=2 shapes=pocket-4m,gemma3-270m methods=full,lora data=DIR" narrows it; `data` is a folder of
 Banking77's CSVs, without it the packaged messages are taken. TRL has to be installed (`pip install trl`).
 """
 
