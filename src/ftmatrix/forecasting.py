@@ -31,7 +31,7 @@ STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 CPU_PROCESS_BYTES = 96 * 2**20
 """What training adds to a CPU's resident set beside its tensors: libraries' pages, the heap of small blocks.
 
-Measured between 40 and 200 MiB; `make bench ARGS=memory` shows what is left of it.
+Measured between 50 and 130 MiB; `make bench ARGS=memory` shows what is left of it.
 """
 LABEL_STEP = 16
 """Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
