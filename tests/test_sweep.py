@@ -23,6 +23,7 @@ from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
 from ftmatrix.host import GROUPS
 from ftmatrix.isolation import Began, CellProcess, Event
+from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import CellResult, Outcome, Phase, from_json
 from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Row, Store
@@ -106,7 +107,7 @@ def test_wrong_claims_are_told_before_anything_runs(
 
 
 def test_what_is_done_is_taken_as_it_is_and_only_the_new_runs(
-    quick_cell: QuickCell, capsys: pytest.CaptureFixture[str]
+    quick_cell: QuickCell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = rows_of([quick_cell("lr=1e-3")])
     capsys.readouterr()
@@ -117,6 +118,13 @@ def test_what_is_done_is_taken_as_it_is_and_only_the_new_runs(
     forced = rows_of([quick_cell("lr=1e-3", "force=true")])
     assert forced[0].run_id != first[0].run_id
     assert forced[0].metrics["val_nll"] == first[0].metrics["val_nll"]
+    cell = quick_cell("lr=1e-3")
+    store, (ready,) = Store(cell.tracking.store, cell.study), prepare([cell])
+    assert isinstance(ready, ReadyCell)
+    for asked_one_by_one in (1, 0):
+        monkeypatch.setattr("ftmatrix.tracking.ASKED_ONE_BY_ONE", asked_one_by_one)
+        assert store.finished([ready]) == {ready.fingerprint: forced[0].run_id}
+    assert [row.run_id for row in store.newest(1)] == [forced[0].run_id]
 
 
 def test_a_cell_that_is_done_runs_again_for_its_weights(quick_cell: QuickCell) -> None:
