@@ -46,7 +46,8 @@ Settings, the same for every method of a comparison
   method.     r  alpha  dropout (LoRA and its kin)
   study        the MLflow experiment that collects the runs (default: ftmatrix)
   save_model   true keeps the adapter, or the whole model, as the run's artifact `model`
-  n_jobs       cells side by side    force   true runs again what is done    device  threads  work_dir
+  n_jobs       cells side by side    hydra/launcher   where they run: cells (here), joblib, ray, submitit_slurm
+  force        true runs again what is done    device  threads  work_dir
   report       false writes no report at the end    quiet   true shows no progress
 
 Results go to MLflow: tracking.uri, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. A cell that is in the store
