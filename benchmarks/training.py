@@ -158,7 +158,16 @@ def transformers_trainer(job: Job) -> Iterator[float]:
 
 
 def sft_trainer(job: Job) -> Iterator[float]:
-    """Completion-only, with TRL's own loss; packing and padding-free batches need kernels that a CPU doesn't have."""
+    """Completion-only, with TRL's own loss."""
+    return _sft(job)
+
+
+def sft_trainer_padding_free(job: Job) -> Iterator[float]:
+    """The same without padding: a batch is one row."""
+    return _sft(job, padding_free=True)
+
+
+def _sft(job: Job, **options: bool) -> Iterator[float]:
     datasets, trl = import_module("datasets"), import_module("trl")  # no dependencies of the project
     rows = [
         {
@@ -169,10 +178,13 @@ def sft_trainer(job: Job) -> Iterator[float]:
     ]
     trainer = trl.SFTTrainer(
         model=job.model,
-        args=trl.SFTConfig(**job.arguments, completion_only_loss=True, max_length=None),
+        args=trl.SFTConfig(**job.arguments, completion_only_loss=True, max_length=None, **options),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=job.tokenizer,
     )
+    for parameter in trainer.model.parameters():  # it casts a quantised model's adapters to bfloat16: not the same work
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return _logged(trainer)
 
 
@@ -202,6 +214,7 @@ CONTENDERS: dict[str, Run] = {
     "ftmatrix": ours,
     "Trainer": transformers_trainer,
     "SFTTrainer": sft_trainer,
+    "SFTTrainer, padding-free": sft_trainer_padding_free,
     "plain loop": plain,
 }
 

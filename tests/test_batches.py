@@ -16,11 +16,22 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from ftmatrix.batches import ROW_TOKENS, Batch, Collator, label_logits, rows_of
+from ftmatrix.batches import ROW_TOKENS, Batch, Collator, label_logits, row_tokens_of, rows_of, width_of
 from ftmatrix.data import Message
 from ftmatrix.framing import Framer
 
 IGNORED = -100
+given_lengths = pytest.mark.parametrize(
+    "lengths",
+    [
+        *([length] * 16 for length in (1, 40, 50, 90, 100, 120, 128, 300)),
+        [70, 75, 80, 90],
+        list(range(60, 124)),
+        list(range(15, 45)) * 2,
+        [128, *[25] * 15],
+    ],
+    ids=lambda lengths: f"{len(lengths)} of {lengths[0]} to {lengths[-1]}",
+)
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["gemma", "llama"])
 
 
@@ -94,6 +105,14 @@ def test_only_labels_are_predicted(framer: Framer, messages: tuple[Message, ...]
     assert batch.inputs["input_ids"].view(-1)[batch.positions[starts]].tolist() == last_of_prompts
 
 
+@given_lengths
+def test_packing_never_makes_a_batch_larger(lengths: list[int]) -> None:
+    rows = rows_of(lengths, ROW_TOKENS)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    places = len(rows) * width_of(lengths, rows)
+    assert sum(lengths) <= places <= len(lengths) * max(lengths)
+
+
 def test_rows_are_few_and_even() -> None:
     lengths = [40, 10, 10, 60, 30, 50, 20, 20]
     rows = rows_of(lengths, 128)
@@ -123,7 +142,9 @@ STRANGERS = {
 @pytest.mark.parametrize("make", STRANGERS.values(), ids=STRANGERS)
 def test_a_model_that_would_mix_messages_gets_one_a_row(make: Any) -> None:
     torch.manual_seed(0)
-    assert Collator.suiting(make(), 0) == Collator(0, None)
+    model = make()
+    assert Collator.suiting(model, 0) == Collator(0, None)
+    assert row_tokens_of(model) is None  # what a forecast goes by
 
 
 @ARCHITECTURES

@@ -133,7 +133,7 @@ class Failing:
 
     def result(self) -> str:
         if self.failures > 0:
-            raise RuntimeError("the node went away\nat night")
+            raise RuntimeError("job 7 failed\nTraceback:\n  line 3\nValueError: the node went away\n---")
         return f"run of {self.cell.seed}"
 
     def cancel(self) -> object:
@@ -165,7 +165,7 @@ def test_a_lost_cell_is_started_again_and_given_up_in_the_end(monkeypatch: pytes
     engine, heard = FailingEngine(), list[int]()
     cells = [Cell(lr=1e-3, seed=seed) for seed in (ATTEMPTS, 0, ATTEMPTS - 1)]
     ends = run_jobs(engine, lambda _: "", cells, lambda cell, _: heard.append(cell.seed))  # type: ignore[arg-type]
-    assert ends == [Lost("RuntimeError: the node went away"), "run of 0", f"run of {ATTEMPTS - 1}"]
+    assert ends == [Lost("ValueError: the node went away"), "run of 0", f"run of {ATTEMPTS - 1}"]
     assert sorted(engine.started) == sorted([*[ATTEMPTS] * ATTEMPTS, 0, *[ATTEMPTS - 1] * ATTEMPTS])
     assert sorted(heard) == sorted(cell.seed for cell in cells)
 

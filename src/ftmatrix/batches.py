@@ -1,5 +1,6 @@
 """Batches without padding: several examples in a row, kept apart by their positions; and their labels' logits alone."""
 
+import heapq
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,11 @@ from torch import Tensor
 from ftmatrix.framing import Example
 
 ROW_TOKENS = 128
-"""How long a row of several examples gets, unless one alone is longer. Longer rows leave less room empty, but the cost
-of attention grows with them."""
-APART, APART_ROUGHLY = 1e-4, 0.02
+"""How long a row of several examples gets, more or less. Longer rows leave less room empty, but the cost of attention
+grows with them."""
+PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers that keep apart what their mask keeps apart."""
+APART, APART_ROUGHLY = 1e-4, 0.1
 """How much of what neighbours in a row would do to an example, were they not kept apart, may be left: rounding, in
 float32 and in coarser arithmetic."""
 
@@ -57,8 +60,9 @@ class Collator:
         return cls(pad_id, row_tokens if row_tokens and _keeps_apart(model) else None)
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        rows = rows_of([len(example) for example in examples], self.row_tokens)
-        width = max(sum(len(examples[index]) for index in row) for row in rows)
+        lengths = [len(example) for example in examples]
+        rows = rows_of(lengths, self.row_tokens)
+        width = width_of(lengths, rows)
         ids, places = list[list[int]](), list[list[int]]()
         label_starts = [0] * len(examples)
         for number, row in enumerate(rows):
@@ -85,24 +89,44 @@ class Collator:
 
 
 def rows_of(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
-    """Which examples lie in which row, by index: rows as few as `row_tokens` allows, and as even as may be."""
+    """Which examples lie in which row, by index: of several numbers of rows, that which leaves the least room empty.
+
+    One example a row is among them, so that nothing is ever larger than without packing.
+    """
+    one_a_row = [[index] for index in range(len(lengths))]
     if row_tokens is None:
-        return [[index] for index in range(len(lengths))]
-    rows: list[list[int]] = [[] for _ in range(-(-sum(lengths) // max(row_tokens, *lengths)))]
-    filled = [0] * len(rows)
+        return one_a_row
+    fewest = -(-sum(lengths) // max(row_tokens, *lengths))
+    ways = [_evenly(lengths, count) for count in range(fewest, min(2 * fewest + 1, len(lengths)))]
+    return min([*ways, one_a_row], key=lambda rows: len(rows) * width_of(lengths, rows))
+
+
+def width_of(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> int:
+    """Tokens of the fullest row."""
+    return max(sum(lengths[index] for index in row) for row in rows)
+
+
+def _evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """So many rows, filled evenly: the longest example first, each into the row that has the most room."""
+    filled: list[tuple[int, int]] = [(0, row) for row in range(count)]
+    rows: list[list[int]] = [[] for _ in range(count)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        emptiest = filled.index(min(filled))
-        rows[emptiest].append(index)
-        filled[emptiest] += lengths[index]
+        tokens, row = filled[0]
+        rows[row].append(index)
+        heapq.heapreplace(filled, (tokens + lengths[index], row))
     return rows
 
 
 def row_tokens_of(model: Any) -> int | None:
     """How long rows of several examples may get: as they come where attention itself knows the lengths of a row's
-    examples, `ROW_TOKENS` where it computes a whole row and masks it; None where the model takes no positions.
+    examples, `ROW_TOKENS` where it computes a whole row and masks it; None where the model takes no positions, or has
+    layers that aren't attention.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "position_ids" not in signature(base.forward).parameters:
+    layers = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    if "position_ids" not in signature(base.forward).parameters or not PACKABLE_LAYERS.issuperset(layers):
+        return None
+    if getattr(base, "_is_stateful", False):
         return None
     return sys.maxsize if str(base.config._attn_implementation).startswith("flash") else ROW_TOKENS
 

@@ -1,5 +1,6 @@
 """Keeps the jobs of an engine going, and starts again what a lost worker took with it."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from ftmatrix.config import Cell
 from ftmatrix.engines import Engine, Job, RunCell
 from ftmatrix.errors import first_line
+from ftmatrix.interrupts import Interrupts
 
 POLL_SECONDS = 0.5
+STOP_SECONDS = 20
+"""How long cancelled jobs may take to end."""
 ATTEMPTS = 3
 """How often a cell is started whose job comes to no result: that of a worker that dies, a node that goes away."""
 
@@ -34,32 +38,48 @@ def run_jobs(
     attempts = [0] * len(cells)
     going: dict[int, Job] = {}
     found: dict[int, str | Lost] = {}
-    try:
-        while waiting or going:
-            room = len(waiting) if engine.n_jobs is None else engine.n_jobs - len(going)
-            starting = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-            if starting:
-                jobs = engine.submit(run, [cells[index] for index in starting])
-                going |= dict(zip(starting, jobs, strict=True))
-            for index in [index for index, job in going.items() if job.done()]:
-                attempts[index] += 1
-                outcome = _outcome(going.pop(index))
-                if isinstance(outcome, Lost) and attempts[index] < ATTEMPTS:
-                    waiting.append(index)
-                    continue
-                found[index] = outcome
-                ended(cells[index], outcome)
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        for job in going.values():
-            with suppress(Exception):  # it may just be over
-                job.cancel()
-        raise
+    with Interrupts() as interrupts:
+        try:
+            while waiting or going:
+                interrupts.check()
+                room = len(waiting) if engine.n_jobs is None else engine.n_jobs - len(going)
+                starting = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+                if starting:
+                    jobs = engine.submit(run, [cells[index] for index in starting])
+                    going |= dict(zip(starting, jobs, strict=True))
+                for index in [index for index, job in going.items() if job.done()]:
+                    attempts[index] += 1
+                    outcome = _outcome(going.pop(index))
+                    if isinstance(outcome, Lost) and attempts[index] < ATTEMPTS:
+                        waiting.append(index)
+                        continue
+                    found[index] = outcome
+                    ended(cells[index], outcome)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _cancel(list(going.values()))
+            raise
     return [found[index] for index in range(len(cells))]
+
+
+def _cancel(jobs: Sequence[Job]) -> None:
+    """Cancel jobs, and give those that run the time to save how far they came."""
+    for job in jobs:
+        with suppress(Exception):  # it may just be over
+            job.cancel()
+    patience = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < patience and not all(job.done() for job in jobs):
+        time.sleep(POLL_SECONDS)
 
 
 def _outcome(job: Job) -> str | Lost:
     try:
         return job.result()
     except Exception as error:  # the engine's own kinds, and whatever the job raised
-        return Lost(f"{type(error).__name__}: {first_line(error)}")
+        return Lost(_cause(error))
+
+
+def _cause(error: Exception) -> str:
+    """What an engine's error comes from: it may carry the text of a whole traceback."""
+    named = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception|Exit): ", line)]
+    return first_line(RuntimeError(named[-1])) if named else f"{type(error).__name__}: {first_line(error)}"

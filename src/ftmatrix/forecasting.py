@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ftmatrix.batches import row_tokens_of, rows_of
+from ftmatrix.batches import row_tokens_of, rows_of, width_of
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
 from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
@@ -84,12 +84,7 @@ class Forecaster:
                     framer.check_within(vocabulary(checkpoint), chain(*framed), f"model={cell.model.title}")
                 return [[(len(row), len(row.label)) for row in split] for split in framed]
 
-            row_tokens = self._shared(
-                lambda: row_tokens_of(empty_model(checkpoint, attention=cell.model.attention)),
-                "rows",
-                checkpoint.folder,
-                cell.model.attention,
-            )
+            row_tokens = self._row_tokens(checkpoint, cell.model.attention)
             train, *others = self._shared(find, *messages)
             largest = partial(largest_batch, train, training, cell.seed, row_tokens)
             trained = self._shared(largest, *messages, plain(training), cell.seed, row_tokens)
@@ -105,6 +100,13 @@ class Forecaster:
             attention=cell.model.attention,
         )
 
+    def _row_tokens(self, checkpoint: Checkpoint, attention: str) -> int | None:
+        def find() -> int | None:
+            with _unforeseen():
+                return row_tokens_of(empty_model(checkpoint, attention=attention))
+
+        return self._shared(find, "rows", checkpoint.folder, attention)
+
     def _at(self, checkpoint: Checkpoint, cell: Cell, precision: Precision, work: Work) -> Forecast:
         decides = {
             "config": (checkpoint.folder / "config.json").read_text(),
@@ -117,12 +119,8 @@ class Forecaster:
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
         def find() -> Forecast:
-            try:
+            with _unforeseen():
                 return shadow_run(checkpoint, cell.method, precision, work)
-            except FtmatrixError:
-                raise
-            except Exception as error:  # a model that fake tensors can't pass may train all the same
-                raise UnforeseenError(f"{type(error).__name__}: {first_line(error)}") from error
 
         return self._shared(lambda: self._kept(key) or self._keep(key, find()), key)
 
@@ -138,6 +136,17 @@ class Forecaster:
             with replacing(self.folder / f"{key}.json") as file:
                 file.write(to_json(forecast).encode())
         return forecast
+
+
+@contextmanager
+def _unforeseen() -> Iterator[None]:
+    """A model that can't be built or run without weights may train all the same."""
+    try:
+        yield
+    except FtmatrixError:
+        raise
+    except Exception as error:
+        raise UnforeseenError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 Lengths = Sequence[tuple[int, int]]
@@ -157,8 +166,9 @@ def largest_of(batches: Iterable[Lengths], row_tokens: int | None) -> BatchShape
     """The shape of the batch with the most tokens, empty places counted, and the most label tokens of any."""
     largest = BatchShape(0, 0, 0)
     for batch in batches:
-        rows = rows_of([length for length, _ in batch], row_tokens)
-        width = max(sum(batch[index][0] for index in row) for row in rows)
+        tokens = [length for length, _ in batch]
+        rows = rows_of(tokens, row_tokens)
+        width = width_of(tokens, rows)
         most = max(sum(label for _, label in batch), largest.label_tokens)
         larger = len(rows) * width > largest.rows * largest.length
         largest = BatchShape(len(rows), width, most) if larger else replace(largest, label_tokens=most)

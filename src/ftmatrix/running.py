@@ -1,5 +1,6 @@
 """Runs what a sweep has planned: here, in processes side by side, or as the jobs of an engine."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ftmatrix.config import Cell
 from ftmatrix.delivery import Courier
 from ftmatrix.display import Display, JobDisplay, open_console
 from ftmatrix.engines import Engine
-from ftmatrix.errors import UndeliveredError
+from ftmatrix.errors import ConfigError, StoppedError, UndeliveredError
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, settled
 from ftmatrix.recording import facts_of
@@ -20,6 +21,8 @@ from ftmatrix.recovery import recover
 from ftmatrix.scheduling import Scheduler
 from ftmatrix.tracking import Store
 
+RETRY_SECONDS = 5.0
+"""Between two questions of a job to a store that is away."""
 LAST_WORDS_SECONDS = 10.0
 """How long an interrupted sweep tries to close its runs; what it leaves open the next one closes."""
 
@@ -80,6 +83,7 @@ class Running:
         finally:
             courier.close(0, at_most=LAST_WORDS_SECONDS)
             engine.close()
+        recover(self.store, Path(planned[0].prepared.cell.work_dir).absolute())  # runs that lost workers left open
         run_of = dict(zip(distinct, ends, strict=True))
         for key, end in run_of.items():
             if isinstance(end, Lost):
@@ -101,15 +105,39 @@ def run_cell(cell: Cell) -> str:
     Raises:
         UndeliveredError: MLflow stayed away; the result waits on that machine's disk, and is found by the next attempt.
     """
-    console = open_console()
-    store = Store(cell.tracking.store, cell.study)
-    recover(store, Path(cell.work_dir))
+    store = _reached(cell)
     assert cell.tracking.sweep is not None
-    (run_id,) = Running(store, cell.tracking.sweep, "", console).here(plan([cell], store), 1)
+    try:
+        (run_id,) = Running(store, cell.tracking.sweep, "", open_console()).here(plan([cell], store), 1)
+    except KeyboardInterrupt as error:  # an engine may take it for its own
+        raise StoppedError("the job was stopped") from error
     return run_id
+
+
+def _reached(cell: Cell) -> Store:
+    """The cell's store, which may be away for as long as any sweep would wait for it."""
+    until = time.monotonic() + 60 * cell.tracking.patience_minutes
+    while True:
+        try:
+            return Store(cell.tracking.store, cell.study)
+        except ConfigError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def _as_job(cell: Cell, sweep_name: str) -> Cell:
     """What a job is given: the cell, with what this machine's environment makes of it, and its sweep's name."""
     here = settled(cell)
-    return replace(here, quiet=True, report=False, tracking=replace(here.tracking, sweep=sweep_name))
+    return replace(
+        here,
+        quiet=True,
+        report=False,
+        data=replace(here.data, path=_absolute(here.data.path)),
+        model=replace(here.model, path=_absolute(here.model.path)),
+        tracking=replace(here.tracking, sweep=sweep_name),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())

@@ -80,6 +80,11 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
 def _planned(cells: Sequence[Cell], store: Store, engine: Engine | None) -> list[Planned]:
     if engine is None:
         return plan(cells, store)
+    if without_credentials(store.uri) != store.uri:  # a job's description lies on disk
+        raise ConfigError(
+            f"tracking.uri={store.shown}: {engine.name} would write its password to disk; give it to every node as "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
     engine.open()  # before anything is begun that waits for it
     return known_here(cells, store)
 

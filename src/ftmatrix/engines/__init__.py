@@ -25,9 +25,11 @@ class Job(Protocol):
 
 
 class Engine(Protocol):
-    """Starts cells as jobs. `n_jobs` is how many may be under way at once; None leaves it to the engine."""
+    """Starts cells as jobs."""
 
-    n_jobs: int | None
+    @property
+    def n_jobs(self) -> int | None:
+        """How many jobs may be under way at once; None leaves it to the engine."""
 
     @property
     def name(self) -> str:

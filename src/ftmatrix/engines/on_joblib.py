@@ -6,14 +6,13 @@ from typing import Any
 
 from ftmatrix.config import Cell
 from ftmatrix.engines import Job, RunCell
-from ftmatrix.host import usable_cores
 
 
 @dataclass
 class JoblibEngine:
-    """As many workers as `n_jobs`; None: as many as there are cores."""
+    """As many workers as `n_jobs`. No cell waits in them: one that dies takes all with it that were submitted."""
 
-    n_jobs: int | None
+    n_jobs: int
 
     @property
     def name(self) -> str:
@@ -26,7 +25,7 @@ class JoblibEngine:
     def _workers(self) -> Any:
         from joblib.externals.loky import get_reusable_executor
 
-        return get_reusable_executor(max_workers=self.n_jobs or usable_cores(), timeout=300)
+        return get_reusable_executor(max_workers=self.n_jobs, timeout=300)
 
     def submit(self, run: RunCell, cells: Sequence[Cell]) -> Sequence[Job]:
         self._executor = self._workers()  # a worker's death leaves the others without an executor

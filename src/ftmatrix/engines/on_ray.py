@@ -34,7 +34,7 @@ class RayEngine:
         if self.memory is not None:
             self._share["memory"] = parse_bytes(self.memory, "hydra.launcher.memory")
         try:
-            ray.init(address=self.address, log_to_driver=False, ignore_reinit_error=True)
+            ray.init(address=self.address or "local", log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise ConfigError(
                 f"hydra.launcher.address={self.address}: no Ray cluster there ({first_line(error)}); start one with "

@@ -12,7 +12,7 @@ from ftmatrix.errors import ConfigError, first_line
 
 @dataclass
 class SubmititEngine:
-    """`cluster` is slurm, or local. All of a sweep's cells are one array of jobs."""
+    """`cluster` is slurm, or local. Cells that start together are one array of jobs."""
 
     cluster: str
     folder: str
@@ -29,10 +29,13 @@ class SubmititEngine:
     def open(self) -> None:
         need("submitit", self.name, "slurm")
         import submitit
+        import torch
 
+        asked = {key: value for key, value in self.settings.items() if value is not None}
         try:
+            if self.cluster == "local":  # whose jobs see no GPU that they haven't asked for
+                asked.setdefault("gpus_per_node", torch.cuda.device_count())
             self._executor = submitit.AutoExecutor(folder=Path(self.folder).absolute() / "%j", cluster=self.cluster)
-            asked = {key: value for key, value in self.settings.items() if value is not None}
             self._executor.update_parameters(**asked)
         except (RuntimeError, NameError, ValueError, TypeError) as error:
             way_out = "; type it on a node of the cluster, or take submitit_local" if self.cluster == "slurm" else ""

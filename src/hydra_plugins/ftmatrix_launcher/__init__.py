@@ -83,6 +83,13 @@ class CellLauncher(Launcher):
         """Cells that an engine may run at once; None: as many as it takes."""
         return self.n_jobs if isinstance(self.n_jobs, int) else None
 
+    @property
+    def most_here(self) -> int:
+        """The same of an engine on this machine: as many as it has cores."""
+        from ftmatrix.host import usable_cores
+
+        return self.most or usable_cores()
+
     def engine(self) -> "Engine | None":
         """What runs the cells; None: this command, each in a process of its own."""
         return None
@@ -116,7 +123,9 @@ class SubmititLauncher(CellLauncher):
         from ftmatrix.engines.on_submitit import SubmititEngine
 
         settings: Any = OmegaConf.to_container(self.settings)
-        return SubmititEngine(self.cluster, self.folder, self.most, settings)
+        return SubmititEngine(
+            self.cluster, self.folder, self.most if self.cluster == "slurm" else self.most_here, settings
+        )
 
 
 class JoblibLauncher(CellLauncher):
@@ -125,7 +134,7 @@ class JoblibLauncher(CellLauncher):
     def engine(self) -> "Engine":
         from ftmatrix.engines.on_joblib import JoblibEngine
 
-        return JoblibEngine(self.most)
+        return JoblibEngine(self.most_here)
 
 
 class _Failed(JobReturn):
