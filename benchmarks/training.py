@@ -2,7 +2,7 @@
 
 All train the same model on the same batches in the same order: float32, AdamW, one constant rate, the same clipping,
 no gradient checkpointing. Each run has a process of its own; the contenders take turns, round after round, and ratios
-are taken within a round. Their losses have to agree step by step, else the benchmark ends with an error.
+are those of one step on one batch. Their losses have to agree step by step, else the benchmark ends with an error.
 
 ARGS="training rounds=2 shapes=pocket-4m,gemma3-270m methods=full,lora data=DIR" narrows it; `data` is a folder of
 Banking77's CSVs, without it the packaged messages are taken. TRL has to be installed (`pip install trl`).
@@ -47,7 +47,7 @@ METHODS: dict[str, Method] = {
     "lora": Lora(name="lora"),
     "qlora": Lora(name="qlora", quantize=Quantization.nf4),
 }
-STEPS = {"pocket-4m": 12, "smollm2-135m": 4, "gemma3-270m": 3}
+STEPS = {"pocket-4m": 20, "smollm2-135m": 5, "gemma3-270m": 3}
 """Timed steps, by shape."""
 SKIPPED = 2
 """First steps, in which libraries and allocator settle."""
@@ -296,8 +296,9 @@ def _check(shape: str, method: str, found: dict[str, list[Timed]]) -> None:
 
 def _add(table: Table, shape: str, method: str, found: dict[str, list[Timed]]) -> None:
     for name, runs in found.items():
-        times = [statistics.median(run.seconds) for run in runs]
-        ratios = [time_ / statistics.median(own.seconds) for time_, own in zip(times, found["ftmatrix"], strict=True)]
+        times = [seconds for run in runs for seconds in run.seconds]
+        pairs = zip(times, (seconds for own in found["ftmatrix"] for seconds in own.seconds), strict=True)
+        ratios = [theirs / own for theirs, own in pairs]  # of one step, on one batch, in one round
         peaks = [run.peak_bytes or 0 for run in runs]
         memory = statistics.median(peaks) / statistics.median(run.peak_bytes or 1 for run in found["ftmatrix"])
         table.add_row(

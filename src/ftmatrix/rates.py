@@ -47,7 +47,7 @@ class Sample:
 
     def seeds(self, chosen: Sequence[int]) -> "Sample":
         """The same rates over other seeds, by position; repeats are allowed."""
-        columns = list(chosen)
+        columns = numpy.asarray(chosen)
         matrices = (self.accuracy, self.nll, self.nll_initial, self.unstable, self.diverged)
         return Sample(self.rates, *(matrix[:, columns] for matrix in matrices))
 

@@ -1,5 +1,6 @@
 """The MLflow store: one experiment a study, one flat run a cell, one run for each sweep; and cells as rows."""
 
+import gc
 import logging
 import os
 import time
@@ -156,8 +157,9 @@ class Store:
         keep their weights: what a comparison may count once only. Where those differ, the report says so.
         """
         newest: dict[frozenset[tuple[str, str]], Row] = {}
-        for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'"):
-            row = _row(run)
+        with _without_collecting():
+            rows = [_row(run) for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'")]
+        for row in rows:
             cell = frozenset((key, value) for key, value in row.settings.items() if key not in NO_DECISION)
             before = newest.get(cell)
             if before is None or (row.completed, row.keeps_weights) > (before.completed, before.keeps_weights):
@@ -270,6 +272,18 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Leave garbage for later: while many objects are made that all stay, looking for it takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_complete(run: "Run") -> bool:

@@ -61,16 +61,16 @@ def _draw(axes: Any, arm: ArmSummary, labels: Sequence[str], metric: str, *, sca
     look = {"color": colour(index), "marker": marker(index)}
     line = {"linestyle": line_style(index), "linewidth": 1.6, "markersize": 5}
     axes.plot([point.lr * nudge for point in points], means, label=arm.curve.label, **line, **look)
-    for point in points:
-        for row in point.runs:
-            value = row.metric(metric)
-            if value is None:
-                continue
-            if not math.isfinite(value):  # has no place of its own
-                edge = axes.get_xaxis_transform()
-                axes.scatter(point.lr * nudge, 0.98, transform=edge, marker="x", color=colour(index), s=45, zorder=3)
-                continue
-            place = (point.lr * nudge, scale * value)
-            axes.plot(*place, markersize=3.5, alpha=0.45, linewidth=0, label="_seed", **look)
-            if row.stability != Verdict.STABLE.value:
-                axes.scatter(*place, marker="x", color=INK, s=45, zorder=3)
+    seeds = [(point.lr * nudge, row.metric(metric), row.stability) for point in points for row in point.runs]
+    known = [(lr, scale * value, verdict) for lr, value, verdict in seeds if value is not None]
+    placed = [seed for seed in known if math.isfinite(seed[1])]
+    lost = [lr for lr, value, _ in known if not math.isfinite(value)]  # have no place of their own
+    unstable = [seed[:2] for seed in placed if seed[2] != Verdict.STABLE.value]
+    axes.plot(*_columns(placed), markersize=3.5, alpha=0.45, linewidth=0, label="_seed", **look)
+    axes.scatter(*_columns(unstable), marker="x", color=INK, s=45, zorder=3)
+    edge = axes.get_xaxis_transform()
+    axes.scatter(lost, [0.98] * len(lost), transform=edge, marker="x", color=colour(index), s=45, zorder=3)
+
+
+def _columns(places: Sequence[tuple[Any, ...]]) -> tuple[list[float], list[float]]:
+    return [place[0] for place in places], [place[1] for place in places]
