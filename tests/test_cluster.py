@@ -174,7 +174,7 @@ REFUSED = {
     "no Slurm": (("hydra/launcher=submitit_slurm",), "take submitit_local"),
     "no such cluster": (("hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"), "ray start --head"),
     "no size": (("hydra/launcher=ray", "hydra.launcher.memory=much"), "write a size as 24GiB"),
-    "no such launcher": (("hydra/launcher=rya",), "did you mean ray?"),
+    "no such launcher": (("hydra/launcher=rya",), "did you mean 'ray'?"),
 }
 
 

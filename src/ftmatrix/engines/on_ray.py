@@ -1,5 +1,6 @@
 """Cells as tasks of a Ray cluster."""
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from ftmatrix.config import Cell, parse_bytes
 from ftmatrix.engines import Job, RunCell, need
 from ftmatrix.errors import ConfigError, first_line
+
+ANSWER_SECONDS = 10
+"""How long a cluster may take to answer."""
 
 
 @dataclass
@@ -34,8 +38,9 @@ class RayEngine:
         if self.memory is not None:
             self._share["memory"] = parse_bytes(self.memory, "hydra.launcher.memory")
         try:
+            _check_answers(self.address)
             ray.init(address=self.address or "local", log_to_driver=False, ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"hydra.launcher.address={self.address}: no Ray cluster there ({first_line(error)}); start one with "
                 "`ray start --head`, or set it to null for one of this machine's own"
@@ -51,6 +56,17 @@ class RayEngine:
         import ray
 
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ask whether something answers at HOST:PORT before Ray does, which would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
 
 
 @dataclass
