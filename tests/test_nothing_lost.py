@@ -142,7 +142,7 @@ def test_interrupted_twice_a_sweep_goes_at_once(sweeps: Sweeps) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=15)
+    process.communicate(timeout=60)
     assert process.returncode == 130
 
 
