@@ -9,6 +9,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy
+
 from ftmatrix.batches import row_tokens_of, rows_of, width_of
 from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, plain
@@ -24,7 +26,7 @@ from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 4
+FORECAST_VERSION = 5
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -35,6 +37,10 @@ Measured between 50 and 130 MiB; `make bench ARGS=memory` shows what is left of 
 """
 LABEL_STEP = 16
 """Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
+SHARED_SEEDS = 5
+"""Seeds 0, 1, … whose largest batches make one forecast."""
+NEARLY_FULLEST = 0.75
+"""Batches with at least this share of the fullest one's tokens may take the most room."""
 LONGEST_LABEL = 16
 """Tokens that no label of unknown data is expected to exceed."""
 PASSAGES = BatchShape(PASSAGES_AT_ONCE, PASSAGE_TOKENS + 1, PASSAGES_AT_ONCE * PASSAGE_TOKENS)
@@ -154,12 +160,26 @@ Lengths = Sequence[tuple[int, int]]
 
 
 def largest_batch(lengths: Lengths, training: Training, seed: int, row_tokens: int | None) -> BatchShape:
-    """The largest micro-batch that this seed's order of data comes to."""
-    micro = training.micro_batch_size or training.batch_size
-    orders = (epoch_order(len(lengths), seed, epoch) for epoch in range(training.epochs))
-    batches = (rows for order in orders for rows in order.split(training.batch_size))
-    parts = ([lengths[row] for row in part.tolist()] for rows in batches for part in rows.split(micro))
-    return largest_of(parts, row_tokens)
+    """The largest micro-batch that the orders of data of the first seeds, and of this one, come to.
+
+    So cells that differ in their seed alone share a forecast. Of packed batches only the fullest are looked at.
+    """
+    tokens, labels = numpy.array(lengths).T
+    micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
+    firsts = range(0, len(tokens), training.batch_size)
+    starts = [start for first in firsts for start in range(first, min(first + training.batch_size, len(tokens)), micro)]
+    largest, most_labels = list[Lengths](), 0
+    for order in _orders(len(tokens), training.epochs, {*range(SHARED_SEEDS), seed}):
+        sums = numpy.add.reduceat(tokens[order], starts)
+        most_labels = max(most_labels, int(numpy.add.reduceat(labels[order], starts).max()))
+        full = range(len(starts)) if row_tokens is None else numpy.flatnonzero(sums >= NEARLY_FULLEST * sums.max())
+        batches = numpy.split(order, starts[1:])
+        largest += [[lengths[row] for row in batches[index]] for index in full]
+    return replace(largest_of(largest, row_tokens), label_tokens=most_labels)
+
+
+def _orders(count: int, epochs: int, seeds: Iterable[int]) -> Iterator[numpy.ndarray]:
+    return (epoch_order(count, seed, epoch).numpy() for seed in seeds for epoch in range(epochs))
 
 
 def largest_of(batches: Iterable[Lengths], row_tokens: int | None) -> BatchShape:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, cast
@@ -122,7 +122,11 @@ Prepared = ReadyCell | FailedCell | UnfetchedCell
 def versions(method: Method) -> dict[str, str]:
     """The versions of what computes a method's cells."""
     adapters = ["peft", "bitsandbytes"] if method.trains_adapters else []
-    return {name: version(name) for name in ("torch", "transformers", *adapters)}
+    return {name: _version(name) for name in ("torch", "transformers", *adapters)}
+
+
+_version = cache(version)
+"""Looked up once: it reads files."""
 
 
 class Shared:
