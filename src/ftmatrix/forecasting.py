@@ -92,11 +92,15 @@ class Forecaster:
 
             row_tokens = self._row_tokens(checkpoint, cell.model.attention)
             train, *others = self._shared(find, *messages)
-            largest = partial(largest_batch, train, training, cell.seed, row_tokens)
-            trained = self._shared(largest, *messages, plain(training), cell.seed, row_tokens)
+            seed = max(cell.seed, SHARED_SEEDS - 1)  # those before it share one answer
+            largest = partial(largest_batch, train, training, seed, row_tokens)
+            trained = self._shared(largest, *messages, plain(training), seed, row_tokens)
             bounds = [bound_of(split, evaluation.batch_size) for split in others]
             answered = max(bounds, key=lambda shape: shape.rows * shape.length)
-            scored = largest_of(chain(*(by_length(split, evaluation.batch_size) for split in others)), row_tokens)
+            in_batches = chain(*(by_length(split, evaluation.batch_size) for split in others))
+            scored = self._shared(
+                partial(largest_of, in_batches, row_tokens), *messages, "scored", evaluation.batch_size, row_tokens
+            )
         return Work(
             trained=_rounded(trained),
             answered=_rounded(answered),

@@ -87,8 +87,7 @@ def plan(cells: Sequence[Cell], store: Store | None, *, fetch: bool = True) -> l
     Without a store no cell is done, and none can tell the time.
     """
     prepared = prepare(cells, fetch=fetch)
-    ready = [item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force]
-    finished = store.finished(ready) if store else {}
+    finished = _finished(prepared, store) if store else {}
     forecaster = Forecaster(Path(cells[0].work_dir) / "forecasts")
     clock = Clock(store.newest(REMEMBERED) if store and any(_waits(item, finished) for item in prepared) else [])
     planned = []
@@ -108,8 +107,12 @@ def known_here(cells: Sequence[Cell], store: Store) -> list[Planned]:
     the others find out. Nothing is forecast: what is free there isn't known here.
     """
     prepared = prepare(cells, fetch=False)
-    finished = store.finished(item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force)
+    finished = _finished(prepared, store)
     return [Planned(item, finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None) for item in prepared]
+
+
+def _finished(prepared: Sequence[Prepared], store: Store) -> dict[str, str]:
+    return store.finished(item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force)
 
 
 def _waits(item: Prepared, finished: dict[str, str]) -> bool:

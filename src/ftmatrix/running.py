@@ -73,8 +73,9 @@ class Running:
 
     def on(self, engine: Engine, planned: Sequence[Planned]) -> list[str]:
         """Have an engine run what has to be run; the run of every cell, in order."""
-        cells = [_as_job(item.prepared.cell, self.name) for item in planned if not item.done_run]
-        distinct = {repr(cell): cell for cell in cells}  # a cell that the grid names twice runs once
+        cells = [_as_job(item.prepared.cell, self.name) for item in planned]
+        keys = [repr(cell) for cell in cells]  # a cell that the grid names twice runs once
+        distinct = {key: cell for key, cell, item in zip(keys, cells, planned, strict=True) if not item.done_run}
         follower = JobDisplay(self.console, len(distinct), quiet=planned[0].prepared.cell.quiet)
         courier = Courier(self.store, self.sweep_run, follower.tell)  # says that the sweep is alive
         try:
@@ -89,7 +90,7 @@ class Running:
             if isinstance(end, Lost):
                 result = CellResult(Outcome.CRASHED, f"{engine.name} lost it {ATTEMPTS} times; last: {end.reason}")
                 run_of[key] = self._record(FailedCell(distinct[key], result))
-        return [item.done_run or str(run_of[repr(_as_job(item.prepared.cell, self.name))]) for item in planned]
+        return [item.done_run or str(run_of[key]) for key, item in zip(keys, planned, strict=True)]
 
     def _record_failure(self, prepared: Prepared) -> str | None:
         """A run for a cell that couldn't start, so that it is a row like any other. None for a cell that can."""
