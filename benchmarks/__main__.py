@@ -5,7 +5,7 @@ from importlib import import_module
 
 from ftmatrix.errors import nearest
 
-NAMES = ("overhead", "statistics", "memory", "kills", "training", "evaluation", "growth")
+NAMES = ("overhead", "statistics", "memory", "kills", "training", "evaluation", "growth", "jobs")
 
 if __name__ == "__main__":
     chosen = [word for word in sys.argv[1:] if "=" not in word] or NAMES

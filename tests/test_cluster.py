@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -19,11 +19,18 @@ from ftmatrix.cluster import ATTEMPTS, Lost, run_jobs
 from ftmatrix.config import Cell
 from ftmatrix.engines import need
 from ftmatrix.errors import ConfigError
+from ftmatrix.preparation import FailedCell, ReadyCell, prepare
+from ftmatrix.records import CellResult, Outcome
+from ftmatrix.running import _as_job
 
 WORKERS = {"ray": "ray::", "submitit_local": "submitit.core._submit", "joblib": "loky"}
 """By what the command line of an engine's worker is known."""
-GRID = ("method=full", "lr=1e-3,2e-3", "seed=0,1", "training.epochs=4", "report=false")
+GRID = ("method=full,lora,qlora", "lr=1e-3,2e-3", "seed=0,1", "training.epochs=4", "report=false")
+CELLS = 12
 COMPARED = ("accuracy", "val_nll", "invalid_rate", "weight_drift", "steps")
+
+Results = dict[tuple[str, ...], dict[str, float]]
+"""What each cell came to, by method, rate and seed."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,25 @@ class Place:
             except psutil.Error:
                 continue
 
-    def results(self) -> dict[tuple[str, str], dict[str, float]]:
+    def results(self) -> Results:
         """What each cell came to; every cell must be complete exactly once."""
         runs = self.runs("tags.complete = 'true'")
         found = {
-            (run.data.tags["lr"], run.data.tags["seed"]): {name: run.data.metrics[name] for name in COMPARED}
+            tuple(run.data.tags[axis] for axis in ("method", "lr", "seed")): {
+                name: run.data.metrics[name] for name in COMPARED
+            }
             for run in runs
         }
-        assert len(found) == len(runs)
+        assert len(found) == len(runs) == CELLS
         return found
+
+    def going(self) -> list[Run]:
+        """Runs of cells that are under way."""
+        return self.runs("tags.kind = 'cell' AND attributes.status = 'RUNNING'")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, messages_folder: Path
-) -> dict[tuple[str, str], dict[str, float]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, messages_folder: Path) -> Results:
     """The same grid, run by the launcher of this machine's own processes."""
     place = Place(tmp_path_factory.mktemp("local"), messages_folder)
     with place.start("n_jobs=2") as process:
@@ -89,8 +100,7 @@ def kill_a_worker(place: Place, known_by: str, sweep: "subprocess.Popen[str]") -
     """End the process that runs a cell which is in mid-training."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and sweep.poll() is None:
-        going = place.runs("tags.kind = 'cell' AND attributes.status = 'RUNNING'")
-        owners = {int(run.data.tags["owner"].rsplit("/", 2)[1]) for run in going}
+        owners = {int(run.data.tags["owner"].rsplit("/", 2)[1]) for run in place.going()}
         for worker in place.processes(known_by):
             if worker.pid in owners:
                 os.kill(worker.pid, signal.SIGKILL)
@@ -102,23 +112,53 @@ def kill_a_worker(place: Place, known_by: str, sweep: "subprocess.Popen[str]") -
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", WORKERS)
 def test_a_sweep_that_loses_a_worker_has_every_cell_once(
-    engine: str, undisturbed: dict[tuple[str, str], dict[str, float]], tmp_path: Path, messages_folder: Path
+    engine: str, undisturbed: Results, tmp_path: Path, messages_folder: Path
 ) -> None:
     place = Place(tmp_path, messages_folder)
     process = place.start(f"hydra/launcher={engine}", "n_jobs=2")
     kill_a_worker(place, WORKERS[engine], process)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    assert f"4 cells go to {engine}" in said
+    assert f"{CELLS} cells go to {engine}" in said
+    check_same(place, undisturbed)
+    again = place.start(f"hydra/launcher={engine}")
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert f"{CELLS} of {CELLS} cells are done already" in said
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node_has_every_cell_once(
+    undisturbed: Results, tmp_path: Path, messages_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    place = Place(tmp_path, messages_folder)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = place.start("hydra/launcher=ray", f"hydra.launcher.address={cluster.address}")
+        deadline = time.monotonic() + 120
+        while len(place.going()) < 2:  # one on each node
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.2)
+        cluster.remove_node(node, allow_graceful=False)
+        said = process.communicate(timeout=400)[0]
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    check_same(place, undisturbed)
+
+
+def check_same(place: Place, undisturbed: Results) -> None:
+    """A disturbed sweep has every cell once, with the figures of the undisturbed one, and nothing is left open."""
     assert place.results() == {
         cell: {name: pytest.approx(value, rel=1e-5) for name, value in figures.items()}
         for cell, figures in undisturbed.items()
     }
     assert not place.runs("attributes.status = 'RUNNING'")
-    again = place.start(f"hydra/launcher={engine}")
-    said = again.communicate(timeout=120)[0]
-    assert again.returncode == 0, said
-    assert "4 of 4 cells are done already" in said
 
 
 @dataclass
@@ -192,6 +232,18 @@ def test_an_engine_that_cant_be_had_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert way_out in line
     assert words[-1].rpartition("=")[2] in line
+
+
+def test_jobs_take_the_commit_that_a_hubs_model_has_here(make_cell: Callable[..., Cell]) -> None:
+    (prepared,) = prepare([make_cell("lr=1e-3")])
+    assert isinstance(prepared, ReadyCell)
+    hub = replace(prepared.cell.model, hub_id="owner/name")
+    known = replace(
+        prepared, cell=replace(prepared.cell, model=hub), checkpoint=replace(prepared.checkpoint, revision="c0ffee")
+    )
+    assert _as_job(known, "sweep").model.revision == "c0ffee"
+    assert _as_job(FailedCell(known.cell, CellResult(Outcome.GATED, "why")), "sweep").model.revision == "main"
+    assert _as_job(prepared, "sweep").model.revision == "main"
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:

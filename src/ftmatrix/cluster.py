@@ -13,6 +13,9 @@ from ftmatrix.errors import first_line
 from ftmatrix.interrupts import Interrupts
 
 POLL_SECONDS = 0.5
+REST = 9
+"""How many times as long to wait as it took to ask: thousands of jobs are asked for one by one."""
+MOST_REST_SECONDS = 5
 STOP_SECONDS = 20
 """How long cancelled jobs may take to end."""
 ATTEMPTS = 3
@@ -47,7 +50,10 @@ def run_jobs(
                 if starting:
                     jobs = engine.submit(run, [cells[index] for index in starting])
                     going |= dict(zip(starting, jobs, strict=True))
-                for index in [index for index, job in going.items() if job.done()]:
+                asked_at = time.monotonic()
+                over = [index for index, job in going.items() if job.done()]
+                rest = REST * (time.monotonic() - asked_at)
+                for index in over:
                     attempts[index] += 1
                     outcome = _outcome(going.pop(index))
                     if isinstance(outcome, Lost) and attempts[index] < ATTEMPTS:
@@ -55,7 +61,7 @@ def run_jobs(
                         continue
                     found[index] = outcome
                     ended(cells[index], outcome)
-                time.sleep(POLL_SECONDS)
+                time.sleep(min(max(POLL_SECONDS, rest), MOST_REST_SECONDS) if going else 0)
         except BaseException:
             _cancel(list(going.values()))
             raise
