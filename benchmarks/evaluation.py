@@ -104,6 +104,27 @@ def by_likelihood(evaluator: Evaluator, messages: Sequence[Message]) -> list[str
     return answers
 
 
+def profile(evaluator: Evaluator, messages: Sequence[Message]) -> dict[str, float]:
+    """Milliseconds a message of the parts that `predict` is made of, each timed alone."""
+    examples = evaluator.framer.frame(messages)
+    began = time.perf_counter()
+    golds = evaluator.gold_pass(examples)
+    passed = time.perf_counter()
+    missed = [example.prompt for example, gold in zip(examples, golds, strict=True) if not gold.hit]
+    written = evaluator.generate(missed)
+    answered = time.perf_counter()
+    labels = set(evaluator.framer.label_ids.values())
+    undecided = [prompt for prompt, ids in zip(missed, written, strict=True) if ids not in labels]
+    evaluator.choose(undecided)
+    chosen = time.perf_counter()
+    scale = 1000 / len(messages)
+    return {
+        "one pass under the gold prefix": scale * (passed - began),
+        f"free answers to the {len(missed)} misses": scale * (answered - passed),
+        f"constrained ones to the {len(undecided)} still open": scale * (chosen - answered),
+    }
+
+
 def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
     began = time.perf_counter()
     answers = work()
@@ -159,6 +180,8 @@ def main() -> None:
     same = sum(one == other for one, other in zip(greedy, answers[passes], strict=True))
     console = Console(width=110)
     console.print(table)
+    parts = ", ".join(f"{part} {ms:.2f} ms" for part, ms in profile(evaluator, data.test).items())
+    console.print(f"A message's free and constrained answers: {parts}", highlight=False)
     console.print(
         f"{name}: {right / len(data.test):.1%} of the free answers are right; of {len(few)} messages, {same} have the "
         "same constrained answer by greedy decoding and by likelihood"

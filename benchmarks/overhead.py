@@ -96,7 +96,11 @@ def main() -> None:
     for turn in range(int(options.get("rounds", "2"))):
         at = turn % len(chosen)
         for name in chosen[at:] + chosen[:at]:
-            found[name].append(measure(LAUNCHERS[name]))
+            try:
+                found[name].append(measure(LAUNCHERS[name]))
+            except subprocess.CalledProcessError as error:  # a peer that can't run the grid is told, and left out
+                print(f"{name}: {error.stderr.decode().strip().splitlines()[-1:]}", flush=True)
+                continue
             last = found[name][-1]
             print(f"{name}: {last.seconds:.1f} s, {last.work:.1f} of it the cells' own", flush=True)
     cells = found[chosen[0]][0].cells
@@ -105,6 +109,9 @@ def main() -> None:
     for column in ("seconds", "overhead, s a cell", "time, paired (least to most)"):
         table.add_column(column, justify="right")
     for name, runs in found.items():
+        if len(runs) < len(found[chosen[0]]):
+            table.add_row(name, "failed")
+            continue
         ratios = [run.seconds / own.seconds for run, own in zip(runs, found[chosen[0]], strict=True)]
         overheads = [run.overhead for run in runs]
         table.add_row(

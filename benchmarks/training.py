@@ -34,10 +34,9 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Banking77, Message, Pocket
 from ftmatrix.framing import Example, Framer, Framing
 from ftmatrix.hardware import Accelerator, Device, Precision, pick, seed_everything
-from ftmatrix.isolation import LARGE_BLOCK_BYTES, SMALL_MODELS_LARGE_BLOCK_BYTES, steady_allocator
 from ftmatrix.meters import MemoryMeter
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import PACKAGED, load_model
+from ftmatrix.models import load_model
 from ftmatrix.settings import Schedule, Training
 from ftmatrix.training import Trainer as OurTrainer
 from ftmatrix.training import epoch_order
@@ -47,7 +46,7 @@ METHODS: dict[str, Method] = {
     "lora": Lora(name="lora"),
     "qlora": Lora(name="qlora", quantize=Quantization.nf4),
 }
-STEPS = {"pocket-4m": 20, "smollm2-135m": 5, "gemma3-270m": 3}
+STEPS = {"pocket-4m": 40, "smollm2-135m": 10, "gemma3-270m": 6}
 """Timed steps, by shape."""
 SKIPPED = 2
 """First steps, in which libraries and allocator settle."""
@@ -75,6 +74,13 @@ class Job:
     tokenizer: Any
     examples: Sequence[Example]
     accelerator: Accelerator
+    meter: MemoryMeter
+
+    def done(self, steps: int) -> None:
+        """Hear of a library's steps: its first tell its memory, the others its time."""
+        if steps == SKIPPED:
+            self.meter.so_far()
+            self.meter.hurry()
 
     @property
     def rows(self) -> list[dict[str, list[int]]]:
@@ -128,6 +134,8 @@ def ours(job: Job) -> Iterator[float]:
         accelerator=job.accelerator,
         precision=Precision.fp32,
     )
+    trainer.rehearse()
+    job.done(SKIPPED)
     for step in trainer.steps():
         yield step.loss
 
@@ -138,12 +146,13 @@ def plain(job: Job) -> Iterator[float]:
     trained = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
     job.model.train()
-    for batch in DataLoader(job.rows, batch_size=BATCH, collate_fn=collator):  # type: ignore[arg-type]
+    for number, batch in enumerate(DataLoader(job.rows, batch_size=BATCH, collate_fn=collator), start=1):  # type: ignore[arg-type]
         loss = job.model(**{name: value.to(job.accelerator.kind) for name, value in batch.items()}).loss
         loss.backward()
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad()
+        job.done(number)
         yield loss.item()
 
 
@@ -154,7 +163,7 @@ def transformers_trainer(job: Job) -> Iterator[float]:
         train_dataset=job.rows,
         data_collator=DataCollatorForSeq2Seq(job.tokenizer, label_pad_token_id=IGNORED),
     )
-    return _logged(trainer)
+    return _logged(trainer, job)
 
 
 def sft_trainer(job: Job) -> Iterator[float]:
@@ -185,10 +194,10 @@ def _sft(job: Job, **options: bool) -> Iterator[float]:
     for parameter in trainer.model.parameters():  # it casts a quantised model's adapters to bfloat16: not the same work
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return _logged(trainer)
+    return _logged(trainer, job)
 
 
-def _logged(trainer: Trainer) -> Iterator[float]:
+def _logged(trainer: Trainer, job: Job) -> Iterator[float]:
     """Run a trainer; its steps' losses, one by one, with the times at which they were done kept in between."""
     losses: list[float] = []
     ends: list[float] = []
@@ -196,6 +205,7 @@ def _logged(trainer: Trainer) -> Iterator[float]:
     class Follow(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
+            job.done(len(ends))
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             if logs and "loss" in logs:
@@ -221,8 +231,6 @@ CONTENDERS: dict[str, Run] = {
 
 def run_one(contender: str, folder: Path, method: Method, steps: int, messages: Sequence[Message]) -> Timed:
     """One contender, in this process."""
-    if contender == "ftmatrix":  # what its cells do; the others take the allocator as it is
-        steady_allocator(LARGE_BLOCK_BYTES if folder.parent != PACKAGED else SMALL_MODELS_LARGE_BLOCK_BYTES)
     accelerator = pick(Device.auto)
     meter = MemoryMeter(accelerator)
     seed_everything(0, accelerator.device)
@@ -241,7 +249,7 @@ def run_one(contender: str, folder: Path, method: Method, steps: int, messages: 
     )
     losses, ends = [], []
     with meter.phase("train"):
-        for loss in CONTENDERS[contender](Job(model, tokenizer, examples, accelerator)):
+        for loss in CONTENDERS[contender](Job(model, tokenizer, examples, accelerator, meter)):
             losses.append(loss)
             ends.append(time.perf_counter())
     ends = _ENDS or ends
@@ -266,6 +274,8 @@ def main() -> None:
                     names = list(CONTENDERS)
                     for name in names[turn % len(names) :] + names[: turn % len(names)]:
                         found[name].append(_child(name, folder, method, STEPS[shape], options.get("data", "")))
+                        median = 1000 * statistics.median(found[name][-1].seconds)
+                        print(f"{shape} {method} {name}: {median:,.0f} ms a step", file=sys.stderr, flush=True)
                 _check(shape, method, found)
                 _add(table, shape, method, found)
                 table.add_section()
