@@ -12,8 +12,9 @@ PACKAGE = Path(ftmatrix.__file__).parent
 LAYERS = (
     ("records",),
     ("errors", "host", "files"),
+    ("resident",),
     ("hardware", "hub", "checkpoints", "metrics", "statistics"),
-    ("settings", "meters"),
+    ("settings", "meters", "distributed"),
     ("methods", "models", "data"),
     ("framing", "scores"),
     ("batches",),
@@ -25,7 +26,8 @@ LAYERS = (
     ("preparation", "studies"),
     ("runner", "forecasting"),
     ("artifacts", "journal", "ownership"),
-    ("isolation", "recording"),
+    ("child", "recording"),
+    ("isolation",),
     ("tracking",),
     ("delivery", "registry"),
     ("recovery",),
@@ -44,7 +46,7 @@ LAYERS = (
 )
 ROOMS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-BELOW_BY_NEED = {("isolation", "artifacts"), ("isolation", "preload_adapters")}
+BELOW_BY_NEED = {("child", "artifacts"), ("child", "preload_adapters")}
 """Imported inside the child process only, where the parent never goes."""
 
 

@@ -12,9 +12,10 @@ import torch
 from mlflow import MlflowClient
 
 import ftmatrix.scheduling
+from ftmatrix.child import Event, Stepped
 from ftmatrix.config import Cell
 from ftmatrix.errors import StoppedError
-from ftmatrix.isolation import CellProcess, Event, Stepped
+from ftmatrix.isolation import CellProcess
 from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import Outcome, Phase, Step
 from ftmatrix.resumption import Progress, ProgressFile
@@ -47,7 +48,10 @@ def run(cell: ReadyCell, *, stop_after: int | None = None) -> tuple[Trained | No
         return None, steps
 
 
-@pytest.mark.parametrize("overrides", [("method=full", "lr=3e-3"), DROPOUT, (*DROPOUT, "method=qlora")])
+@pytest.mark.parametrize(
+    "overrides",
+    [("method=full", "lr=3e-3"), DROPOUT, pytest.param((*DROPOUT, "method=qlora"), marks=pytest.mark.slow)],
+)
 def test_a_stopped_cell_goes_on_to_the_same_losses_and_answers(
     overrides: tuple[str, ...], quick_cell: QuickCell, tmp_path: Path
 ) -> None:

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ftmatrix.scheduling
+from ftmatrix.child import Began, Event
 from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
 from ftmatrix.host import GROUPS
-from ftmatrix.isolation import Began, CellProcess, Event
+from ftmatrix.isolation import CellProcess
 from ftmatrix.preparation import ReadyCell, prepare
 from ftmatrix.records import CellResult, Outcome, Phase, from_json
 from ftmatrix.sweep import sweep
@@ -185,6 +186,7 @@ def test_a_folder_that_cant_be_written_is_a_row(quick_cell: QuickCell, tmp_path:
     assert "while starting" in (row.reason or "")
 
 
+@pytest.mark.slow
 def test_losses_dont_depend_on_the_process_or_on_what_runs_beside(quick_cell: QuickCell) -> None:
     cells = [quick_cell(f"method={method}", f"lr={lr}") for method in ("full", "qlora") for lr in ("1e-3", "2e-3")]
     alone = [losses(cell, row) for cell, row in zip(cells, rows_of(cells, n_jobs=1), strict=True)]
@@ -206,13 +208,13 @@ def test_peak_memory_doesnt_depend_on_order_or_on_what_runs_beside(quick_cell: Q
     assert peak(first, 1) == pytest.approx(peak(after, 0), rel=0.05)
 
 
-def when_it_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
-    """Do something to the process of the cell with rate 2e-3 as it begins to train."""
+def when_it(phase: Phase, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
+    """Do something to the process of the cell with rate 2e-3 as it enters a phase."""
 
     class Watched(CellProcess):
         def receive(self) -> Event:
             event = super().receive()
-            if event == Began(Phase.TRAIN) and self.ready.cell.lr == 2e-3:
+            if event == Began(phase) and self.ready.cell.lr == 2e-3:
                 assert self.pid is not None
                 act(self.pid)
             return event
@@ -224,7 +226,7 @@ def when_it_trains(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]
 def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
     signal_number: signal.Signals, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    when_it_trains(monkeypatch, lambda pid: os.kill(pid, signal_number))
+    when_it(Phase.TRAIN, monkeypatch, lambda pid: os.kill(pid, signal_number))
     cells = [quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3", "3e-3")]
     rows = rows_of(cells, n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.CRASHED, Outcome.COMPLETED]
@@ -237,17 +239,21 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
     assert [again[0].run_id, again[2].run_id] == [rows[0].run_id, rows[2].run_id]
 
 
+ROOM = 100 * 2**20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
 def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def narrow(pid: int) -> None:
-        """Give it no more address space."""
+        """Leave it address space to load the model and to score a few messages, and not to train on many."""
         used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + ROOM, used + ROOM))
 
-    when_it_trains(monkeypatch, narrow)
-    rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
+    when_it(Phase.LOAD, monkeypatch, narrow)
+    settings = ("training.batch_size=160", "evaluation.batch_size=2", "evaluation.forgetting=false")
+    rows = rows_of([quick_cell(f"lr={lr}", *settings) for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
     for said in ("memory ran out while training (", "; forecast ", " were free; training.micro_batch_size="):
         assert said in str(rows[1].reason)
@@ -256,7 +262,7 @@ def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
 def test_the_kernels_kill_for_want_of_memory_is_a_row_that_says_so(
     small_group: Path, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    when_it_trains(monkeypatch, lambda pid: (small_group / "cgroup.procs").write_text(str(pid)))
+    when_it(Phase.TRAIN, monkeypatch, lambda pid: (small_group / "cgroup.procs").write_text(str(pid)))
     rows = rows_of([quick_cell(f"lr={lr}", "training.batch_size=48") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
     assert str(rows[1].reason).startswith("memory ran out while training (the kernel killed the process); forecast ")

@@ -13,6 +13,7 @@ from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.methods import Lora
 from ftmatrix.records import Step
 from ftmatrix.settings import Schedule, Training
 from ftmatrix.training import Trainer, weights_are_finite
@@ -69,6 +70,41 @@ def test_checkpointed_gradients_are_the_same(
     settings = Training(epochs=1, gradient_checkpointing=True)
     again = list(trainer(fresh(model_folders), framer, messages[:32], cpu, settings=settings).steps())
     assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [Training(epochs=1), Training(epochs=1, micro_batch_size=4)])
+def test_a_rehearsal_changes_nothing(
+    settings: Training,
+    model_folders: dict[str, Path],
+    framer: Framer,
+    messages: tuple[Message, ...],
+    cpu: Accelerator,
+) -> None:
+    found = []
+    for rehearses in (False, True):
+        torch.manual_seed(0)
+        model = Lora(name="lora", dropout=0.3).adapt(fresh(model_folders), Precision.fp32)
+        training = trainer(model, framer, messages[:48], cpu, settings=settings)
+        if rehearses:
+            training.rehearse()
+        found.append(losses(list(training.steps())))
+    assert found[0] == found[1]
+
+
+def test_a_rehearsal_goes_through_the_largest_passes(
+    model_folders: dict[str, Path], framer: Framer, messages: tuple[Message, ...], cpu: Accelerator
+) -> None:
+    training = trainer(fresh(model_folders), framer, messages, cpu, settings=Training(epochs=2))
+    seen = []
+    forward = training._loss
+    training._loss = lambda batch: (seen.append(batch), forward(batch))[1]  # type: ignore[method-assign,func-returns-value]
+    training.rehearse()
+    rehearsed, seen = seen, []
+    list(training.steps())
+    for size in (lambda batch: batch.inputs["input_ids"].numel(), lambda batch: len(batch.targets)):
+        assert max(map(size, rehearsed)) == max(map(size, seen))
+    assert len(rehearsed) <= 3
+    assert all(parameter.grad is None for parameter in training.trained)
 
 
 def test_training_learns(

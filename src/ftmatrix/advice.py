@@ -79,7 +79,7 @@ def _least_change(
 
 def _training_changes(cell: Cell) -> tuple[list[Change], list[Change]]:
     """Changes from the least on, and those of them that save most."""
-    batch = cell.training.micro_batch_size or cell.training.batch_size
+    batch = cell.training.at_once(cell.devices)
     smaller: list[Change] = [
         {"training.micro_batch_size": size} for size in range(batch // 2, 0, -1) if batch % size == 0
     ]

@@ -49,7 +49,7 @@ def write_files(ready: ReadyCell, trained: Trained, folder: Path) -> None:
         for adapter in getattr(model, "peft_config", {}).values():  # the base by its name, not by this machine's folder
             adapter.base_model_name_or_path = ready.cell.model.hub_id or ready.cell.model.path or ready.cell.model.name
             adapter.revision = ready.checkpoint.revision if ready.cell.model.hub_id else None
-        model.save_pretrained(folder / "model")
+        model.save_pretrained(folder / "model", state_dict=trained.weights and dict(trained.weights))
         trained.framer.tokenizer.save_pretrained(folder / "model")
 
 
@@ -102,7 +102,7 @@ def environment(ready: ReadyCell) -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "packages": versions,
         "device": ready.accelerator.kind,
-        "device_name": ready.accelerator.name,
+        "device_name": ready.device,
         "device_memory_bytes": ready.accelerator.memory_bytes,
         "threads": ready.threads,
         "cores": os.cpu_count(),

@@ -2,7 +2,7 @@
 
 import heapq
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftmatrix.distributed import base_of
 from ftmatrix.framing import Example
 
 ROW_TOKENS = 128
@@ -87,6 +88,18 @@ class Collator:
             targets=torch.tensor([token for example in examples for token in example.label]),
         )
 
+    def largest(self, batches: Sequence[Sequence[Example]]) -> list[Sequence[Example]]:
+        """Those that take the most memory: with the most places, the most label tokens, and the most of both."""
+        places, labels = list[float](), list[float]()
+        for examples in batches:
+            lengths = [len(example) for example in examples]
+            rows = rows_of(lengths, self.row_tokens)
+            places.append(len(rows) * width_of(lengths, rows))
+            labels.append(sum(len(example.label) for example in examples))
+        both = [place / max(places) + label / max(labels) for place, label in zip(places, labels, strict=True)]
+        indices = {sizes.index(max(sizes)) for sizes in (places, labels, both)}
+        return [batches[index] for index in sorted(indices)]
+
 
 def rows_of(lengths: Sequence[int], row_tokens: int | None) -> list[list[int]]:
     """Which examples lie in which row, by index: of several numbers of rows, that which leaves the least room empty.
@@ -122,7 +135,7 @@ def row_tokens_of(model: Any) -> int | None:
     examples, `ROW_TOKENS` where it computes a whole row and masks it; None where the model takes no positions, or has
     layers that aren't attention.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     layers = getattr(base.config.get_text_config(), "layer_types", None) or ()
     if "position_ids" not in signature(base.forward).parameters or not PACKABLE_LAYERS.issuperset(layers):
         return None
@@ -151,8 +164,10 @@ def _keeps_apart(model: Any) -> bool:
     return bool((together - alone).norm() <= left * (mixed - alone).norm())
 
 
-def label_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def label_logits(model: Any, batch: Batch, forward: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor]:
     """Logits and targets of the label positions alone: (n, vocabulary) in float32 and (n,).
+
+    `forward` is what to call instead of the model, where something wraps it.
 
     The hidden states of all other positions are dropped before the output layer, so that its cost follows the few
     label tokens and not the whole batch; whatever the model does to its logits afterwards (soft-capping, scaling)
@@ -164,7 +179,7 @@ def label_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
-        logits = model(**batch.inputs, use_cache=False).logits
+        logits = (forward or model)(**batch.inputs, use_cache=False).logits
     finally:
         hook.remove()
     return logits.float(), batch.targets

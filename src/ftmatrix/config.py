@@ -110,6 +110,10 @@ class Cell:
     study: str = "ftmatrix"
     """The MLflow experiment that collects the runs."""
     device: Device = Device.auto
+    devices: int = 1
+    """How many of them work on a cell together: each takes a part of every batch. On a CPU, so many processes."""
+    shard: bool = False
+    """Split the weights over the devices (false: each has a copy), for a model that doesn't fit into one."""
     threads: int | None = None
     """CPU threads of the cell (None: one below 50 million parameters, else all cores). Never depends on what runs
     beside the cell, because it decides the last digits of a loss."""
@@ -165,6 +169,28 @@ class Cell:
             )
         for part in (self.method, self.model, self.data, self.training, self.framing, self.evaluation, self.tracking):
             part.check()
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        batch, micro = self.training.batch_size, self.training.micro_batch_size
+        if self.devices < 1:
+            raise ConfigError(f"devices={self.devices}: must be at least 1")
+        if batch % self.devices:
+            raise ConfigError(
+                f"devices={self.devices}: must divide training.batch_size={batch}, of which each takes a part"
+            )
+        if micro is not None and batch // self.devices % micro:
+            raise ConfigError(
+                f"training.micro_batch_size={micro}: must divide what each of {self.devices} devices takes of a batch, "
+                f"{batch // self.devices} messages"
+            )
+        if self.shard and self.devices == 1:
+            raise ConfigError("shard=true: weights are split over several devices; set devices=2 or more")
+        if self.shard and self.method.quantizes:
+            raise ConfigError(
+                f"shard=true with method={self.method.name}: 4-bit weights can't be split; "
+                "leave it false, or take method=lora"
+            )
 
 
 def parse_bytes(text: str, key: str) -> int:

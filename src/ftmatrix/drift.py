@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftmatrix.distributed import gathered, whole
 from ftmatrix.records import WeightDrift
 
 ELEMENTS_AT_ONCE = 2**22
@@ -46,6 +47,7 @@ def trained_drift(model: nn.Module, original: Original) -> WeightDrift | None:
     """
     squares = _Squares()
     for name, weight in model.named_parameters():
+        weight = whole(weight)
         before = original(name)
         if before is None or before.shape != weight.shape:
             return None
@@ -67,13 +69,14 @@ def adapter_drift(model: nn.Module) -> WeightDrift:
     squares = _Squares()
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     inside = tuple(f"{name}." for name, _ in adapted)
-    for name, layer in adapted:
+    for name, adapted_layer in adapted:
+        layer = gathered(adapted_layer)
         before = dequantize_module_weight(layer.get_base_layer())
         delta = _merged_change(layer, before)
         squares.add(_kind(name), before, delta.__getitem__)
     for name, weight in model.named_parameters():
         if not name.startswith(inside):
-            squares.add(_kind(name.rpartition(".")[0]), weight)
+            squares.add(_kind(name.rpartition(".")[0]), whole(weight))
     return squares.drift()
 
 

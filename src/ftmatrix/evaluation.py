@@ -8,6 +8,7 @@ confusion matrix, and once more within the label set where the free answer is no
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.stats import binomtest
@@ -17,6 +18,7 @@ from transformers import GenerationConfig
 
 from ftmatrix.batches import Collator, label_logits
 from ftmatrix.data import INVALID, Message
+from ftmatrix.distributed import Group
 from ftmatrix.framing import Example, Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
@@ -49,18 +51,33 @@ class Evaluator:
         settings: Evaluating,
         accelerator: Accelerator,
         precision: Precision,
+        group: Group | None = None,
     ) -> None:
         self.model, self.framer, self.collator = model, framer, collator
+        self.group = group or Group()
         self.settings, self.accelerator = settings, accelerator
         self.autocast = autocast(accelerator, precision)
 
+    def rehearse(self, splits: Sequence[Sequence[Message]], text: str | None) -> None:
+        """Score the largest batches, and have the longest messages answered, for the memory that it takes."""
+        scored: list[list[Example]] = []
+        for examples in (self.framer.frame(messages) for messages in splits):
+            scored += [[examples[row] for row in rows] for rows in self._batches([len(row) for row in examples])]
+        for batch in self.collator.largest(scored):
+            self.gold_pass(batch)
+        if text is not None:
+            self.gold_pass(self.framer.passages(text)[:PASSAGES_AT_ONCE], PASSAGES_AT_ONCE)
+        prompts = [example.prompt for examples in scored for example in examples]
+        self._decode(sorted(prompts, key=len)[-self.settings.batch_size :], self._followers())
+
     def nll(self, messages: Sequence[Message]) -> float:
         """Mean negative log-likelihood in nats of the label tokens."""
-        return mean_nll(self.gold_pass(self.framer.frame(messages)))
+        return mean_nll(self.group.divided(self.gold_pass, self.framer.frame(messages)))
 
     def text_nll(self, text: str) -> float:
         """Mean negative log-likelihood in nats a token of running text."""
-        return mean_nll(self.gold_pass(self.framer.passages(text), batch_size=PASSAGES_AT_ONCE))
+        few_at_once = partial(self.gold_pass, batch_size=PASSAGES_AT_ONCE)
+        return mean_nll(self.group.divided(few_at_once, self.framer.passages(text)))
 
     @torch.no_grad()
     def gold_pass(self, examples: Sequence[Example], batch_size: int | None = None) -> list[GoldPass]:
@@ -83,13 +100,15 @@ class Evaluator:
     def predict(self, messages: Sequence[Message]) -> tuple[list[Prediction], float]:
         """The free and the constrained answer to every message, and the mean nats a label token."""
         examples = self.framer.frame(messages)
-        golds = self.gold_pass(examples)
+        golds = self.group.divided(self.gold_pass, examples)
         finite = [math.isfinite(gold.nll) for gold in golds]  # a broken model answers nothing, and is scored so
         missed = [row for row, gold in enumerate(golds) if finite[row] and not gold.hit]
-        free = dict(zip(missed, self.generate([examples[row].prompt for row in missed]), strict=True))
+        written = self.group.divided(self.generate, [examples[row].prompt for row in missed])
+        free = dict(zip(missed, written, strict=True))
         canonical = set(self.framer.label_ids.values())
         undecided = [row for row in missed if free[row] not in canonical]
-        constrained = dict(zip(undecided, self.choose([examples[row].prompt for row in undecided]), strict=True))
+        chosen = self.group.divided(self.choose, [examples[row].prompt for row in undecided])
+        constrained = dict(zip(undecided, chosen, strict=True))
         predictions = []
         for row, (message, gold) in enumerate(zip(messages, golds, strict=True)):
             nll = gold.nll / gold.label_tokens
@@ -109,13 +128,17 @@ class Evaluator:
     def choose(self, prompts: Sequence[tuple[int, ...]]) -> list[str]:
         """Greedy decoding within the label set: the label of each prompt."""
         label_of = {ids: label for label, ids in self.framer.label_ids.items()}
+        return [label_of[ids] for ids in self._decode(prompts, self._followers())]
+
+    def _followers(self) -> dict[tuple[int, ...], list[int]]:
+        """The tokens that may follow each beginning of a label."""
         followers: dict[tuple[int, ...], list[int]] = {}
-        for ids in label_of:
+        for ids in self.framer.label_ids.values():
             for length in range(len(ids)):
                 allowed = followers.setdefault(ids[:length], [])
                 if ids[length] not in allowed:
                     allowed.append(ids[length])
-        return [label_of[ids] for ids in self._decode(prompts, followers)]
+        return followers
 
     @torch.no_grad()
     def _decode(

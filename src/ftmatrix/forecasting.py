@@ -26,7 +26,7 @@ from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 5
+FORECAST_VERSION = 6
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -76,7 +76,7 @@ class Forecaster:
         training, evaluation, longest = cell.training, cell.evaluation, cell.framing.max_length
         if dataset is None:
             label = min(longest, LONGEST_LABEL)
-            sizes = (training.micro_batch_size or training.batch_size, evaluation.batch_size)
+            sizes = (training.at_once(cell.devices), evaluation.batch_size)
             trained, answered = (BatchShape(rows, longest, rows * label) for rows in sizes)
             scored = answered
         else:
@@ -93,8 +93,8 @@ class Forecaster:
             row_tokens = self._row_tokens(checkpoint, cell.model.attention)
             train, *others = self._shared(find, *messages)
             seed = max(cell.seed, SHARED_SEEDS - 1)  # those before it share one answer
-            largest = partial(largest_batch, train, training, seed, row_tokens)
-            trained = self._shared(largest, *messages, plain(training), seed, row_tokens)
+            largest = partial(largest_batch, train, training, seed, row_tokens, cell.devices)
+            trained = self._shared(largest, *messages, plain(training), seed, row_tokens, cell.devices)
             bounds = [bound_of(split, evaluation.batch_size) for split in others]
             answered = max(bounds, key=lambda shape: shape.rows * shape.length)
             in_batches = chain(*(by_length(split, evaluation.batch_size) for split in others))
@@ -105,7 +105,9 @@ class Forecaster:
             trained=_rounded(trained),
             answered=_rounded(answered),
             scored=(_rounded(scored), *([PASSAGES] if evaluation.forgetting else [])),
-            accumulates=training.micro_batch_size is not None and training.micro_batch_size < training.batch_size,
+            accumulates=training.at_once(cell.devices) * cell.devices < training.batch_size
+            or (cell.devices > 1 and not cell.shard),  # copies keep room for their gradients
+            shards=cell.devices if cell.shard else 1,
             gradient_checkpointing=training.gradient_checkpointing,
             attention=cell.model.attention,
         )
@@ -163,15 +165,19 @@ Lengths = Sequence[tuple[int, int]]
 """Of each message its tokens, and those of its label within them."""
 
 
-def largest_batch(lengths: Lengths, training: Training, seed: int, row_tokens: int | None) -> BatchShape:
-    """The largest micro-batch that the orders of data of the first seeds, and of this one, come to.
+def largest_batch(
+    lengths: Lengths, training: Training, seed: int, row_tokens: int | None, devices: int = 1
+) -> BatchShape:
+    """The largest forward pass on any device that the orders of data of the first seeds, and of this one, come to.
 
     So cells that differ in their seed alone share a forecast. Of packed batches only the fullest are looked at.
     """
     tokens, labels = numpy.array(lengths).T
-    micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
+    at_once = training.at_once(devices)
     firsts = range(0, len(tokens), training.batch_size)
-    starts = [start for first in firsts for start in range(first, min(first + training.batch_size, len(tokens)), micro)]
+    starts = [
+        start for first in firsts for start in range(first, min(first + training.batch_size, len(tokens)), at_once)
+    ]
     largest, most_labels = list[Lengths](), 0
     for order in _orders(len(tokens), training.epochs, {*range(SHARED_SEEDS), seed}):
         sums = numpy.add.reduceat(tokens[order], starts)
@@ -207,7 +213,7 @@ def bound_of(lengths: Lengths, rows: int) -> BatchShape:
 
 def by_length(lengths: Lengths, rows: int) -> list[Lengths]:
     """The batches in which the evaluation scores these messages."""
-    order = sorted(lengths, key=lambda message: message[0])
+    order = sorted(lengths, key=lambda message: -message[0])
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 

@@ -6,8 +6,9 @@ import platform
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 
 from ftmatrix import host
 from ftmatrix.errors import UnsupportedError
@@ -70,6 +71,20 @@ class Accelerator:
         return Precision.fp32, f"float32 is the safe choice on {self.kind}"
 
 
+@dataclass(frozen=True)
+class Rank:
+    """A process's place among the `size` of its cell: `meeting` is the file by which they find one another."""
+
+    index: int = 0
+    size: int = 1
+    meeting: Path | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that reports and writes."""
+        return self.index == 0
+
+
 def pick(wanted: Device = Device.auto) -> Accelerator:
     """The wanted device, or the best there is. A GPU is asked by a child process: the caller never touches it.
 
@@ -93,18 +108,52 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     return ask_child(wanted) if wanted in (Device.cuda, Device.xpu) else describe(wanted)
 
 
-def describe(device: Device) -> Accelerator:
+def share_of(accelerator: Accelerator, devices: int) -> Accelerator:
+    """One of several devices that work together. A CPU's processes share its memory.
+
+    Raises:
+        UnsupportedError: there aren't so many.
+    """
+    import torch
+
+    if devices == 1:
+        return accelerator
+    if accelerator.device is Device.cpu:
+        return divided(accelerator, devices)
+    there = 1 if accelerator.device is Device.mps else getattr(torch, accelerator.kind).device_count()
+    if devices > there:
+        raise UnsupportedError(
+            f"devices={devices}: {there} of device={accelerator.kind} here; device=cpu has processes"
+        )
+    all_of_them = [accelerator, *(ask_child(accelerator.device, index) for index in range(1, devices))]
+    return replace(
+        accelerator,
+        has_bf16=all(one.has_bf16 for one in all_of_them),
+        free_bytes=min((one.free_bytes for one in all_of_them if one.free_bytes is not None), default=None),
+    )
+
+
+def divided(accelerator: Accelerator, processes: int) -> Accelerator:
+    """What each of several processes has of a CPU's free memory; a card is one process's alone."""
+    if accelerator.device is not Device.cpu or accelerator.free_bytes is None:
+        return accelerator
+    return replace(accelerator, free_bytes=accelerator.free_bytes // processes)
+
+
+def describe(device: Device, index: int = 0) -> Accelerator:
     """The facts of a device that is here. On a GPU this starts its driver in the calling process."""
     import torch
 
     match device:
         case Device.cuda:
-            properties = torch.cuda.get_device_properties(0)
+            properties = torch.cuda.get_device_properties(index)
             has_bf16 = properties.major >= 8 or torch.version.hip is not None
-            return Accelerator(device, properties.name, properties.total_memory, has_bf16, torch.cuda.mem_get_info()[0])
+            return Accelerator(
+                device, properties.name, properties.total_memory, has_bf16, torch.cuda.mem_get_info(index)[0]
+            )
         case Device.xpu:
-            card = torch.xpu.get_device_properties(0)
-            free_bytes = torch.xpu.mem_get_info()[0]
+            card = torch.xpu.get_device_properties(index)
+            free_bytes = torch.xpu.mem_get_info(index)[0]
             return Accelerator(device, card.name, card.total_memory, has_bf16=True, free_bytes=free_bytes)
         case Device.mps:
             memory_bytes = torch.mps.recommended_max_memory()
@@ -120,7 +169,7 @@ def imagine(device: Device, memory_bytes: int) -> Accelerator:
     return Accelerator(device, name, memory_bytes, has_bf16=device is not Device.cpu, free_bytes=memory_bytes)
 
 
-def ask_child(device: Device) -> Accelerator:
+def ask_child(device: Device, index: int = 0) -> Accelerator:
     """The facts of a device, found out by a process that ends at once.
 
     Raises:
@@ -128,7 +177,7 @@ def ask_child(device: Device) -> Accelerator:
     """
     program = (
         "import json, dataclasses; from ftmatrix.hardware import Device, describe;"
-        f"print(json.dumps(dataclasses.asdict(describe(Device.{device.value})) | {{'device': None}}))"
+        f"print(json.dumps(dataclasses.asdict(describe(Device.{device.value}, {index})) | {{'device': None}}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if done.returncode:

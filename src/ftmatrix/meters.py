@@ -1,27 +1,28 @@
 """Peak memory and seconds of the parts of a run, true on every device."""
 
-import ctypes
 import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import replace
 
+from ftmatrix import resident
 from ftmatrix.hardware import Accelerator, Device
 from ftmatrix.records import PhasePeak
 
 
 class MemoryMeter:
     """Peak memory per phase, in the terms of the device: allocator peaks on CUDA and XPU, samples on MPS, the resident
-    set's high-water mark above `baseline_bytes` on a CPU.
+    set's high-water mark above `baseline_bytes` on a CPU, until `hurry`.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.peaks: list[PhasePeak] = []
         self._read: Callable[[], PhasePeak] | None = None
-        self.baseline_bytes = _resident_bytes() if accelerator.device is Device.cpu else None
+        self._in_a_hurry = False
+        self.baseline_bytes = resident.resident_bytes() if accelerator.device is Device.cpu else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -35,6 +36,14 @@ class MemoryMeter:
             finally:
                 self._keep(read())
                 self._read = None
+
+    def hurry(self) -> None:
+        """From now on speed counts: on a CPU the allocator keeps what is freed, if the machine has memory to spare.
+
+        What comes then is no peak of the tensors any more, and counts as reserved. GPUs tell both at any time.
+        """
+        if self.accelerator.device is Device.cpu:
+            self._in_a_hurry = resident.be_quick(max((peak.peak_bytes or 0 for peak in self.peaks), default=0))
 
     def take_up(self, peaks: Iterable[PhasePeak]) -> None:
         """Count the peaks of an earlier process of the same cell."""
@@ -51,8 +60,8 @@ class MemoryMeter:
         """Give back what an earlier phase left in a GPU's cache, or on the heap: it is no part of this one's peak."""
         gc.collect()
         if self.accelerator.device is Device.cpu:
-            with suppress(OSError, AttributeError):  # elsewhere than on glibc (malloc_trim(3))
-                ctypes.CDLL(None).malloc_trim(0)
+            if not self._in_a_hurry:
+                resident.be_steady()
         else:
             import torch
 
@@ -69,12 +78,13 @@ class MemoryMeter:
 
     @contextmanager
     def _resident(self, name: str) -> Iterator[Callable[[], PhasePeak]]:
-        can_reset = _reset_resident_peak()
+        can_reset = resident.forget_peak()
 
         def read() -> PhasePeak:
-            peak = _resident_peak_bytes() if can_reset else None
+            peak = resident.peak_bytes() if can_reset else None
             above = max(0, peak - self.baseline_bytes) if peak is not None and self.baseline_bytes is not None else None
-            return PhasePeak(name, above, "resident set above the process's baseline")
+            counts = "resident set above the process's baseline"
+            return PhasePeak(name, None if self._in_a_hurry else above, counts, above)
 
         yield read
 
@@ -102,8 +112,10 @@ class MemoryMeter:
         before = next((kept for kept in self.peaks if kept.phase == peak.phase), None)
         if before is None:
             self.peaks.append(peak)
-        elif (peak.peak_bytes or 0) > (before.peak_bytes or 0):
-            self.peaks[self.peaks.index(before)] = peak
+        else:
+            sizes = (peak.peak_bytes, before.peak_bytes), (peak.reserved_bytes, before.reserved_bytes)
+            highest, reserved = (max(filter(None, pair), default=pair[1]) for pair in sizes)
+            self.peaks[self.peaks.index(before)] = replace(before, peak_bytes=highest, reserved_bytes=reserved)
 
 
 class Stopwatch:
@@ -134,29 +146,3 @@ class Stopwatch:
             return self.seconds
         name, started = self._present
         return self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
-
-
-def _resident_bytes() -> int | None:
-    return _status_bytes("VmRSS")
-
-
-def _resident_peak_bytes() -> int | None:
-    return _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int | None:
-    """A field of /proc/self/status in bytes; None where there is no such file (not Linux)."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def _reset_resident_peak() -> bool:
-    """Set the resident set's high-water mark back to the present size (Linux, proc(5): clear_refs)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True

@@ -160,7 +160,7 @@ class Clock:
     def seconds(self, ready: ReadyCell) -> float | None:
         """Seconds of the whole cell: as alike cells took, else by the same method's work a second on this device."""
         cell = ready.cell
-        mine = (cell.method.name, ready.accelerator.name)
+        mine = (cell.method.name, ready.device)
         same = [row for row in self.rows if (row.method, row.facts.get("device")) == mine]
         alike = [row for row in same if (row.model, row.data) == (cell.model.title, cell.data.title) and _work(row)]
         work = ready.checkpoint.parameters * ready.steps * cell.training.batch_size
@@ -191,7 +191,9 @@ def pack(cells: Sequence[ReadyCell], cores: int) -> int:
     """How many cells cores and free memory have room for, were the largest ones to meet."""
     if not cells:
         return 1
-    by_cores = cores // max(ready.threads if ready.accelerator.device is Device.cpu else 1 for ready in cells)
+    by_cores = cores // max(
+        ready.threads * ready.cell.devices if ready.accelerator.device is Device.cpu else 1 for ready in cells
+    )
     free = min((ready.accelerator.free_bytes for ready in cells if ready.accelerator.free_bytes), default=None)
     peaks = sorted((ready.forecast.most_bytes + RESERVE_BYTES for ready in cells if ready.forecast), reverse=True)
     jobs = max(1, min(by_cores, len(cells)))

@@ -13,12 +13,12 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, goal_of, parse_bytes, plain, settled_uri
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
-from ftmatrix.hardware import Accelerator, Device, Precision, imagine, pick
+from ftmatrix.hardware import Accelerator, Device, Precision, divided, imagine, pick, share_of
 from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.records import CellResult, Forecast, Outcome
 
-RESULT_VERSION = 5
+RESULT_VERSION = 6
 """Raised when a change to this program changes what a cell comes to."""
 
 Found = TypeVar("Found")
@@ -56,9 +56,16 @@ class ReadyCell:
             "device": [self.accelerator.kind, self.accelerator.name],
             "threads": self.threads if self.accelerator.device is Device.cpu else None,
             "versions": versions(cell.method),
+            **({"devices": [cell.devices, cell.shard]} if cell.devices > 1 else {}),
             "result_version": RESULT_VERSION,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def device(self) -> str:
+        """What the cell runs on, by name."""
+        name, devices = self.accelerator.name, self.cell.devices
+        return name if devices == 1 else f"{devices} x {name}"
 
     @property
     def data_source(self) -> str:
@@ -174,9 +181,10 @@ def settled(cell: Cell) -> Cell:
 
 def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | UnfetchedCell:
     if cell.device_memory is not None:
-        accelerator = imagine(cell.device, parse_bytes(cell.device_memory, "device_memory"))
+        accelerator = divided(imagine(cell.device, parse_bytes(cell.device_memory, "device_memory")), cell.devices)
     else:
-        accelerator = shared(lambda: pick(cell.device), "device", cell.device)
+        one = shared(lambda: pick(cell.device), "device", cell.device)
+        accelerator = shared(lambda: share_of(one, cell.devices), "devices", cell.device, cell.devices)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
     if cell.device_memory is None and (unsupported := cell.model.unsupported_on(accelerator)):
@@ -195,7 +203,7 @@ def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | Unfetche
         accelerator,
         precision,
         reason,
-        threads=cell.threads or _threads(checkpoint),
+        threads=cell.threads or _threads(checkpoint, cell.devices),
     )
 
 
@@ -207,6 +215,6 @@ def _fetched(find: Callable[[], Found]) -> tuple[Found | None, str]:
         return None, str(error)
 
 
-def _threads(checkpoint: Checkpoint) -> int:
+def _threads(checkpoint: Checkpoint, processes: int) -> int:
     """More than one CPU thread costs a small model more than it gives; side by side cells use the cores better."""
-    return 1 if checkpoint.is_small else usable_cores()
+    return 1 if checkpoint.is_small else max(1, usable_cores() // processes)

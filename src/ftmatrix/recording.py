@@ -178,7 +178,7 @@ def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:
             "fingerprint": prepared.fingerprint,
             "model.revision": prepared.checkpoint.revision,
             "data.digest": prepared.dataset.digest,
-            "device": prepared.accelerator.name,
+            "device": prepared.device,
             "precision": prepared.precision.value,
         }
         tags |= {f"version.{name}": version for name, version in versions(cell.method).items()}

@@ -45,7 +45,7 @@ class ProgressFile:
     def load(self) -> "Saved | None":
         """What was saved; None where there is nothing, or nothing whole."""
         try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
             return Saved(from_json(Progress, saved.pop("progress")), saved)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
             return None

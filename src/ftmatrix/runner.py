@@ -14,6 +14,7 @@ from torch import nn
 from ftmatrix.batches import Collator
 from ftmatrix.checkpoints import StoredTensors
 from ftmatrix.data import Message, general_text
+from ftmatrix.distributed import Group
 from ftmatrix.drift import adapter_drift, trained_drift
 from ftmatrix.errors import FtmatrixError, StoppedError, first_line
 from ftmatrix.evaluation import Evaluator, score
@@ -42,19 +43,28 @@ Emit = Callable[[Phase | Step], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a cell, and the model and framer behind it."""
+    """The result of a cell, and the model and framer behind it; `weights` are the model's where it has only a part."""
 
     result: CellResult
     model: nn.Module
     framer: Framer
+    weights: dict[str, torch.Tensor] | None = None
 
 
 class CellRun:
     """Runs one cell. `phase` is the present one, so that a failure can say where it happened."""
 
-    def __init__(self, ready: ReadyCell, emit: Emit, stopping: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        ready: ReadyCell,
+        emit: Emit,
+        stopping: Callable[[], bool] = lambda: False,
+        group: Group | None = None,
+    ) -> None:
         self.ready, self.emit, self.stopping = ready, emit, stopping
+        self.group = group or Group()
         self.phase = Phase.LOAD
+        self.group.join(ready.accelerator)
         use_threads(ready.threads)
         self.meter = MemoryMeter(ready.accelerator)
         self.watch = Stopwatch(ready.accelerator)
@@ -83,9 +93,24 @@ class CellRun:
             settings=cell.evaluation,
             accelerator=ready.accelerator,
             precision=ready.precision,
+            group=self.group,
         )
+        trainer = Trainer(
+            model,
+            examples,
+            settings=cell.training,
+            lr=cell.lr,
+            seed=cell.seed,
+            collator=collator,
+            accelerator=ready.accelerator,
+            precision=ready.precision,
+            group=self.group,
+        )
+        self._rehearse(evaluator, trainer)
         saved = self.file.load()
-        if saved is None:
+        (one_has_none,) = self.group.any(saved is None)  # what not all can read, none goes on from
+        if saved is None or one_has_none:
+            saved = None
             with self._part(Phase.EVALUATE, "evaluate"):
                 before = Progress((), evaluator.nll(ready.dataset.validation), self._text_nll(evaluator), None, (), {})
         else:
@@ -93,16 +118,6 @@ class CellRun:
             self.meter.take_up(before.peaks)
             self.watch.take_up(before.seconds)
         with self._part(Phase.TRAIN, "train"):
-            trainer = Trainer(
-                model,
-                examples,
-                settings=cell.training,
-                lr=cell.lr,
-                seed=cell.seed,
-                collator=collator,
-                accelerator=ready.accelerator,
-                precision=ready.precision,
-            )
             if saved is not None:
                 trainer.restore(saved.state)
                 trainer.memory = before.memory
@@ -117,14 +132,18 @@ class CellRun:
             test = self._evaluate(evaluator, "test", ready.dataset.test)
             text_nll = self._text_nll(evaluator)
         drift = self._drift(model)
+        weights = self.group.weights(model) if cell.save_model else None
+        stability = self._stability(steps, warmup, before.val_nll_initial, validation, model)
+        peaks = self.group.highest(self.meter.peaks)
+        self.group.leave()
         seconds = self.watch.seconds
         result = CellResult(
             Outcome.COMPLETED,
-            stability=self._stability(steps, warmup, before.val_nll_initial, validation, model),
+            stability=stability,
             val_nll_initial=before.val_nll_initial,
             validation=validation,
             test=test,
-            peaks=tuple(self.meter.peaks),
+            peaks=peaks,
             seconds=Durations(seconds["setup"], seconds["train"], seconds["evaluate"]),
             steps=len(steps),
             tokens_per_second=sum(step.tokens for step in steps) / sum(step.seconds for step in steps),
@@ -134,11 +153,21 @@ class CellRun:
             forecast=ready.forecast,
             drift=drift,
             forgetting=_forgetting(before.text_nll_initial, text_nll),
-            device=ready.accelerator.name,
+            device=ready.device,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
             notes=self._notes(framer, collator, drift, len(before.steps)),
         )
-        return Trained(result, model, framer)
+        return Trained(result, model, framer, weights)
+
+    def _rehearse(self, evaluator: Evaluator, trainer: Trainer) -> None:
+        """Take the cell's peaks before anything else: what doesn't fit is known at once, and the rest can be quick."""
+        dataset = self.ready.dataset
+        text = general_text() if self.ready.cell.evaluation.forgetting else None
+        with self._part(Phase.EVALUATE, "setup"):
+            evaluator.rehearse((dataset.validation, dataset.test), text)
+        with self._part(Phase.TRAIN, "setup"):
+            trainer.rehearse()
+        self.meter.hurry()
 
     def _train(self, trainer: Trainer, before: Progress) -> list[Step]:
         """All steps of the training: those that an earlier process did, and the others as they are done."""
@@ -149,7 +178,8 @@ class CellRun:
         for step in trainer.steps(start=len(steps)):
             steps.append(step)
             self.emit(step)
-            if step.is_finite and (self.file.due or self.stopping()):
+            due, stopping = self.group.any(self.group.rank.is_first and self.file.due, self.stopping())
+            if step.is_finite and (due or stopping):
                 progress = Progress(
                     tuple(steps),
                     before.val_nll_initial,
@@ -158,25 +188,31 @@ class CellRun:
                     self.meter.so_far(),
                     self.watch.so_far(),
                 )
-                saved = self.file.save(progress, trainer.state())
-            if self.stopping():
+                state = trainer.state()
+                saved = self.group.rank.is_first and self.file.save(progress, state)
+            if stopping:
                 raise StoppedError(f"stopped after step {step.index}; {GOES_ON if saved else NOT_SAVED}")
         return steps
 
     def _load(self) -> nn.Module:
         """The model that the method trains."""
         ready, method = self.ready, self.ready.cell.method
+        device = "cpu" if self.group.sharded else ready.accelerator.kind  # none has room for all of it
         if ready.cell.model.from_scratch:
-            model = self._random_model(ready.accelerator.kind)
+            model = self._random_model(device)
         else:
             model = load_model(
                 ready.checkpoint,
                 dtype=method.weights_dtype(ready.precision),
-                device=ready.accelerator.kind,
+                device=device,
                 quantization=method.quantization(ready.precision),
                 attention=ready.cell.model.attention,
             )
-        return method.adapt(model, ready.precision)
+        adapted = method.adapt(model, ready.precision)
+        self.group.shard(adapted, ready.accelerator)
+        if not self.group.rank.is_first:  # dropout is each device's own
+            torch.manual_seed(ready.cell.seed + (self.group.rank.index << 32))
+        return adapted
 
     def _random_model(self, device: str) -> "PreTrainedModel":
         """New weights in the model's architecture: the same ones whenever this cell asks for them."""
@@ -233,7 +269,7 @@ class CellRun:
 
     @contextmanager
     def _part(self, phase: Phase, part: str) -> Iterator[None]:
-        """A stretch that is timed and whose peak memory is kept."""
+        """A phase that is told of, timed, and whose peak memory is kept."""
         self.phase = phase
         self.emit(phase)
         with self.watch.part(part), self.meter.phase(phase.value):

@@ -73,7 +73,7 @@ class Running:
 
     def on(self, engine: Engine, planned: Sequence[Planned]) -> list[str]:
         """Have an engine run what has to be run; the run of every cell, in order."""
-        cells = [_as_job(item.prepared.cell, self.name) for item in planned]
+        cells = [_as_job(item.prepared, self.name) for item in planned]
         keys = [repr(cell) for cell in cells]  # a cell that the grid names twice runs once
         distinct = {key: cell for key, cell, item in zip(keys, cells, planned, strict=True) if not item.done_run}
         follower = JobDisplay(self.console, len(distinct), quiet=planned[0].prepared.cell.quiet)
@@ -127,15 +127,21 @@ def _reached(cell: Cell) -> Store:
             time.sleep(RETRY_SECONDS)
 
 
-def _as_job(cell: Cell, sweep_name: str) -> Cell:
-    """What a job is given: the cell, with what this machine's environment makes of it, and its sweep's name."""
-    here = settled(cell)
+def _as_job(prepared: Prepared, sweep_name: str) -> Cell:
+    """What a job is given: the cell, with what this machine's environment makes of it, and its sweep's name.
+
+    A hub's model that this machine has is pinned to the commit, so that all jobs take the same, and don't ask which.
+    """
+    here = settled(prepared.cell)
+    revision = here.model.revision
+    if isinstance(prepared, ReadyCell) and here.model.hub_id is not None and here.model.path is None:
+        revision = prepared.checkpoint.revision
     return replace(
         here,
         quiet=True,
         report=False,
         data=replace(here.data, path=_absolute(here.data.path)),
-        model=replace(here.model, path=_absolute(here.model.path)),
+        model=replace(here.model, path=_absolute(here.model.path), revision=revision),
         tracking=replace(here.tracking, sweep=sweep_name),
     )
 

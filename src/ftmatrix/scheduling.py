@@ -7,11 +7,12 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ftmatrix.advice import with_advice
+from ftmatrix.child import Began, Ended, Stepped
 from ftmatrix.delivery import Courier, Delivery
 from ftmatrix.display import Display
 from ftmatrix.errors import first_line
 from ftmatrix.interrupts import Interrupts
-from ftmatrix.isolation import Began, CellProcess, Ended, Stepped, warm_up
+from ftmatrix.isolation import CellProcess, warm_up
 from ftmatrix.journal import Journal
 from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell

@@ -24,7 +24,8 @@ class Training:
     batch_size: int = 16
     """Messages an optimizer step averages over."""
     micro_batch_size: int | None = None
-    """Messages a forward pass takes at once (None: the whole batch). The sum of their gradients is the batch's."""
+    """Messages a forward pass takes at once (None: the whole batch, or a device's share of it). The sum of their
+    gradients is the batch's."""
     schedule: Schedule = Schedule.linear
     warmup_fraction: float = 0.05
     """Share of the steps over which the rate rises from 0."""
@@ -56,6 +57,10 @@ class Training:
             raise ConfigError(
                 f"training.max_grad_norm={self.max_grad_norm:g}: must be above 0, or null for no clipping"
             )
+
+    def at_once(self, devices: int = 1) -> int:
+        """Messages a forward pass takes, on each of so many devices."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size // devices)
 
     def steps(self, messages: int) -> int:
         """Optimizer steps over a training split of so many messages."""

@@ -59,7 +59,7 @@ def _check_reachable(uri: str, *, create: bool) -> None:
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
 
 
-NO_DECISION = ("save_model", "device", "evaluation.batch_size")
+NO_DECISION = ("save_model", "device", "evaluation.batch_size", "model.revision")
 """Settings that decide no result: runs that differ in nothing else are one cell."""
 
 

@@ -1,5 +1,6 @@
 """A cell without weights or arithmetic: fake tensors go through the real model, their bytes are counted."""
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftmatrix.batches import Batch, label_logits, row_tokens_of
 from ftmatrix.checkpoints import Checkpoint
+from ftmatrix.distributed import base_of, layers_of
 from ftmatrix.hardware import Precision
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
@@ -50,6 +52,7 @@ class Work:
     answered: BatchShape
     scored: tuple[BatchShape, ...]
     accumulates: bool = False
+    shards: int = 1
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
 
@@ -83,24 +86,46 @@ def shadow_run(checkpoint: Checkpoint, method: Method, precision: Precision, wor
             optimizer_bytes=sum(tensor.nbytes for tensor in optimizer_tensors(optimizer)),
         )
         model.train()
-        step = _drawn_out(model, partial(_step_peaks, model, optimizer, precision, work))
+        steps = _drawn_out(model, partial(_step_peaks, model, optimizer, precision, work))
         optimizer.zero_grad(set_to_none=True)
         del optimizer
         model.eval()
-        return Forecast(
-            max(step, parts.total_bytes), parts, _drawn_out(model, partial(_answer_peaks, model, precision, work))
-        )
+        answer = max(_drawn_out(model, partial(_answer_peaks, model, precision, work)))
+        if work.shards > 1:
+            return _sharded(model, work, parts, steps, answer)
+        return Forecast(max(*steps, parts.total_bytes), parts, answer)
 
 
-def _drawn_out(model: Any, peaks_at_depth: Callable[[], list[int]]) -> int:
-    """The highest of several peaks, each of which grows by the same with every layer.
+def _sharded(model: Any, work: Work, parts: MemoryParts, steps: Sequence[int], answer: int) -> Forecast:
+    """The forecast where each device holds its part, and puts together what it computes with.
+
+    That is all outside the layers and, at most, two layers: the one at work and the one fetched meanwhile; each lies
+    in a buffer as well while it is handed round. In the forward pass there are no gradients yet that could be sharded.
+    """
+    shards = work.shards
+    base = base_of(model)
+    layers = [list(layer.parameters()) for layer in layers_of(base)]
+    inside = {id(weight) for layer in layers for weight in layer}
+    outside = [weight for weight in base.parameters() if id(weight) not in inside]
+    gathered = sum(weight.nbytes for weight in (*outside, *itertools.chain(*layers[:2])))
+    gradients = sum(weight.nbytes for weight in (*outside, *itertools.chain(*layers[:1])) if weight.requires_grad)
+    held = MemoryParts(parts.weight_bytes // shards, parts.gradient_bytes // shards, parts.optimizer_bytes // shards)
+    saved = parts.total_bytes - held.total_bytes
+    saved_forward = saved if work.accumulates else saved - parts.gradient_bytes + held.gradient_bytes
+    forward, *backward = steps
+    peak = max(forward - saved_forward, *(stretch - saved for stretch in backward)) + 2 * (gathered + gradients)
+    return Forecast(peak, held, answer - parts.weight_bytes + held.weight_bytes + 2 * gathered)
+
+
+def _drawn_out(model: Any, peaks_at_depth: Callable[[], list[int]]) -> list[int]:
+    """Several peaks, each of which grows by the same with every layer.
 
     Where layers are alike, few of them tell of all, which saves most of the time.
     """
     config = model.config.get_text_config()
     layers: int = config.num_hidden_layers
     if not _layers_are_alike(model, layers):
-        return max(peaks_at_depth())
+        return peaks_at_depth()
     few, more = FEW_LAYERS
     try:
         config.num_hidden_layers = few
@@ -109,12 +134,12 @@ def _drawn_out(model: Any, peaks_at_depth: Callable[[], list[int]]) -> int:
         high = peaks_at_depth()
     except Exception:  # a model that needs the number elsewhere
         config.num_hidden_layers = layers
-        return max(peaks_at_depth())
+        return peaks_at_depth()
     finally:
         config.num_hidden_layers = layers
-    return max(
+    return [
         at_few + (at_more - at_few) * (layers - few) // (more - few) for at_few, at_more in zip(low, high, strict=True)
-    )
+    ]
 
 
 def _layers_are_alike(model: Any, layers: int) -> bool:

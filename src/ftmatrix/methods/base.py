@@ -33,6 +33,11 @@ class Method:
         """Why the method can't run on a device; None where it can."""
         return None
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it stores the base model's weights in fewer bits than any arithmetic has."""
+        return False
+
     def weights_dtype(self, precision: Precision) -> "torch.dtype | str":
         """The dtype to load the base model's weights in; "auto" is the one that they are stored in."""
         raise NotImplementedError

@@ -56,7 +56,7 @@ class Lora(Method):
             raise ConfigError(f"method.dropout={self.dropout:g}: must lie in [0, 1)")
 
     def unsupported_on(self, accelerator: Accelerator) -> str | None:
-        if self.quantize is Quantization.none:
+        if not self.quantizes:
             return None
         if importlib.util.find_spec("bitsandbytes") is None:
             return "4-bit weights need bitsandbytes, which isn't installed (pip install bitsandbytes)"
@@ -67,13 +67,17 @@ class Lora(Method):
                 return f"4-bit weights on Apple MPS need torch 2.9 or newer; this is {torch.__version__}"
         return None
 
+    @property
+    def quantizes(self) -> bool:
+        return self.quantize is not Quantization.none
+
     def weights_dtype(self, precision: Precision) -> "torch.dtype | str":
         import torch
 
         return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}.get(precision, "auto")
 
     def quantization(self, precision: Precision) -> "BitsAndBytesConfig | None":
-        if self.quantize is Quantization.none:
+        if not self.quantizes:
             return None
         import torch
         from transformers import BitsAndBytesConfig
