@@ -23,6 +23,7 @@ from ftmatrix.tracking import Row
 
 QuickCell = Callable[..., Cell]
 TWO = "devices=2"
+ROOM = 40 * 2**20
 
 
 def rows_of(cells: list[Cell]) -> list[Row]:
@@ -129,12 +130,15 @@ def test_a_failure_in_the_second_process_is_told_as_it_was(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def narrow(pid: int) -> None:
+        """Leave it address space to score a few messages, and not to train on many."""
         used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + ROOM, used + ROOM))
 
-    in_its_second_process(monkeypatch, Phase.LOAD, narrow)
-    (row,) = rows_of([quick_cell(TWO, "lr=2e-3")])
+    in_its_second_process(monkeypatch, Phase.EVALUATE, narrow)
+    settings = ("training.batch_size=160", "evaluation.batch_size=2", "evaluation.forgetting=false")
+    (row,) = rows_of([quick_cell(TWO, "lr=2e-3", *settings)])
     assert row.outcome is Outcome.OUT_OF_MEMORY, row.reason
+    assert "memory ran out while training" in str(row.reason)
 
 
 def in_its_second_process(monkeypatch: pytest.MonkeyPatch, phase: Phase, act: Callable[[int], object]) -> None:
