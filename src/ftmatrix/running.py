@@ -13,6 +13,7 @@ from ftmatrix.delivery import Courier
 from ftmatrix.display import Display, JobDisplay, open_console
 from ftmatrix.engines import Engine
 from ftmatrix.errors import ConfigError, StoppedError, UndeliveredError
+from ftmatrix.isolation import warm_up
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, settled
 from ftmatrix.recording import facts_of
@@ -106,6 +107,7 @@ def run_cell(cell: Cell) -> str:
     Raises:
         UndeliveredError: MLflow stayed away; the result waits on that machine's disk, and is found by the next attempt.
     """
+    warm_up([cell])
     store = _reached(cell)
     assert cell.tracking.sweep is not None
     try:

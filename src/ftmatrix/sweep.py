@@ -10,6 +10,7 @@ from ftmatrix.config import REPORTS, Cell, without_credentials
 from ftmatrix.display import open_console
 from ftmatrix.engines import Engine
 from ftmatrix.errors import ConfigError, first_line
+from ftmatrix.isolation import warm_up
 from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Planned, known_here, plan, side_by_side
 from ftmatrix.preparation import ReadyCell
@@ -41,6 +42,8 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
         from ftmatrix.claims import read_claims
 
         read_claims(claims)  # what is wrong with them is said before anything runs
+    if engine is None:
+        warm_up(cells)
     store = Store(first.tracking.store, first.study)
     for found in recover(store, Path(first.work_dir).absolute()):
         console.print(found, highlight=False, markup=False, soft_wrap=True)
