@@ -32,6 +32,7 @@ JOBLIB = (
 SUBMITIT = (
     "hydra/launcher=submitit_local",
     "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra.launcher.n_jobs=1",  # Hydra takes null for a key that isn't there
     *(f"~hydra.launcher.{ours}" for ours in ("cluster", "folder", "n_jobs", "settings")),
     "+hydra.launcher.submitit_folder=jobs/%j",
     "+hydra.launcher.timeout_min=60",

@@ -151,7 +151,6 @@ def test_interrupted_twice_a_sweep_goes_at_once(sweeps: Sweeps) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folders", [(".", "."), ("here", "there")], ids=["one folder", "two folders"])
 def test_two_sweeps_at_once_run_every_cell_once(folders: tuple[str, str], sweeps: Sweeps) -> None:
-    Store(sweeps.uri, "ftmatrix")
     rates = ("1e-3,2e-3", "2e-3,3e-3")
     both = [
         sweeps.start(f"lr={lr}", "n_jobs=1", "training.epochs=5", folder=folder)

@@ -8,12 +8,14 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from ftmatrix.config import goal_of, without_credentials
 from ftmatrix.errors import ConfigError, first_line, nearest
@@ -32,11 +34,23 @@ COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
 ASKED_ONE_BY_ONE = 50
 """Up to so many cells it is quicker to search for each than to read a large store."""
+ALONE_SECONDS = 60
+"""How long another sweep may take to make a SQLite store."""
 
 
 def _sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None for any other kind."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def _alone_at(file: Path | None) -> Iterator[None]:
+    """Have a SQLite store to oneself: MLflow makes a new one in many steps, and two sweeps may begin at once."""
+    with ExitStack() as held:
+        if file is not None and file.parent.is_dir():
+            with suppress(OSError):  # nothing may be written there, or nobody lets go: MLflow says it better
+                held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=ALONE_SECONDS))
+        yield
 
 
 def _check_reachable(uri: str, *, create: bool) -> None:
@@ -115,17 +129,28 @@ class Store:
         self.shown, self.goal = without_credentials(uri), goal_of(uri, study)
         _check_reachable(uri, create=create)
         try:
-            self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            experiment = self.client.get_experiment_by_name(study)
-            if experiment is None and not create:
-                known = [other.name for other in self.client.search_experiments()]
-                raise ConfigError(f"{study}: no such study in {self.shown}; {nearest(study, known)}")
-            self.experiment_id = experiment.experiment_id if experiment else self._create()
+            with _alone_at(_sqlite_file(uri) if create else None):
+                self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+                self.experiment_id = self._experiment(create)
         except MlflowException as error:
             raise ConfigError(f"tracking.uri={self.shown}: MLflow can't use it ({first_line(error)})") from error
 
-    def _create(self) -> str:
-        return self.client.create_experiment(self.study, artifact_location=self._artifacts())
+    def _experiment(self, create: bool) -> str:
+        """The study's id."""
+        from mlflow.exceptions import MlflowException
+
+        experiment = self.client.get_experiment_by_name(self.study)
+        if experiment is None and not create:
+            known = [other.name for other in self.client.search_experiments()]
+            raise ConfigError(f"{self.study}: no such study in {self.shown}; {nearest(self.study, known)}")
+        if experiment is None:
+            try:
+                return self.client.create_experiment(self.study, artifact_location=self._artifacts())
+            except MlflowException:
+                experiment = self.client.get_experiment_by_name(self.study)
+                if experiment is None:  # it isn't that another sweep was quicker
+                    raise
+        return str(experiment.experiment_id)
 
     def _artifacts(self) -> str | None:
         """Beside a SQLite file, wherever the command is typed; elsewhere the server decides."""
