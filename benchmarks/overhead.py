@@ -2,8 +2,8 @@
 
 The same grid of short cells runs through the real command with each launcher: ours, and Hydra's basic, joblib and
 submitit's local one, under which every cell has a process of its own as well (they call `ftmatrix` once a cell).
-Overhead is the whole command's time, its start included, less what the cells themselves measured, a cell. The
-launchers take turns, round after round.
+Overhead is the whole command's time, its start included, less what the cells themselves measured: once for a command of
+one cell, and then for each further one of a command of twelve. The launchers take turns, round after round.
 
 ARGS="overhead rounds=2 launchers=cells,joblib" narrows it. The peers have to be installed
 (`pip install hydra-joblib-launcher hydra-submitit-launcher`).
@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
+ONE = ("method=qlora", "lr=1e-3", "seed=0")
 GRID = ("method=full,lora,qlora", "lr=1e-3,2e-3", "seed=0,1")
 SMALL = ("data.limit=800", "data.test_limit=300", "training.epochs=1", "report=false", "study=overhead")
 PEERS = ("basic", "joblib", "submitit_local")
@@ -63,17 +64,22 @@ class Measured:
 
     @property
     def overhead(self) -> float:
-        """Seconds a cell, of those that ran one at a time."""
-        return (self.seconds - self.work) / self.cells
+        """Seconds beyond the cells' own, where they ran one at a time."""
+        return self.seconds - self.work
+
+
+def further(one: Measured, many: Measured) -> float:
+    """Seconds of overhead for each cell but the first."""
+    return (many.overhead - one.overhead) / (many.cells - one.cells)
 
 
 def measure(settings: tuple[str, ...]) -> Measured:
-    """Run the grid under a launcher, in a folder and a store of its own."""
+    """Run cells under a launcher, in a folder and a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
         began = time.perf_counter()
         done = subprocess.run(
-            [Path(sys.executable).with_name("ftmatrix"), *GRID, *SMALL, *settings],
+            [Path(sys.executable).with_name("ftmatrix"), *SMALL, *settings],
             cwd=folder,
             env=os.environ | {"MLFLOW_TRACKING_URI": uri},
             check=True,
@@ -93,32 +99,33 @@ def main() -> None:
     options = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     wanted = options.get("launchers", ",".join(("cells", *PEERS))).split(",")
     chosen = [name for name in LAUNCHERS if name.partition(",")[0] in wanted]
-    found: dict[str, list[Measured]] = {name: [] for name in chosen}
+    found: dict[str, list[tuple[Measured, Measured]]] = {name: [] for name in chosen}
     for turn in range(int(options.get("rounds", "2"))):
         at = turn % len(chosen)
         for name in chosen[at:] + chosen[:at]:
             try:
-                found[name].append(measure(LAUNCHERS[name]))
+                found[name].append((measure((*ONE, *LAUNCHERS[name])), measure((*GRID, *LAUNCHERS[name]))))
             except subprocess.CalledProcessError as error:  # a peer that can't run the grid is told, and left out
                 print(f"{name}: {error.stderr.decode().strip().splitlines()[-1:]}", flush=True)
                 continue
-            last = found[name][-1]
-            print(f"{name}: {last.seconds:.1f} s, {last.work:.1f} of it the cells' own", flush=True)
-    cells = found[chosen[0]][0].cells
+            for last in found[name][-1]:
+                print(f"{name}: {last.cells} in {last.seconds:.1f} s, {last.work:.1f} of it their own", flush=True)
+    cells = found[chosen[0]][0][1].cells
     title = f"{cells} cells under each launcher ({os.cpu_count()} cores)"
     table = Table("launcher", title=title, title_justify="left")
-    for column in ("seconds", "overhead, s a cell", "time, paired (least to most)"):
+    for column in ("seconds", "overhead of one cell, s", "of each further one", "time, paired (least to most)"):
         table.add_column(column, justify="right")
     for name, runs in found.items():
         if len(runs) < len(found[chosen[0]]):
             table.add_row(name, "failed")
             continue
-        ratios = [run.seconds / own.seconds for run, own in zip(runs, found[chosen[0]], strict=True)]
-        overheads = [run.overhead for run in runs]
+        ratios = [run.seconds / own.seconds for (_, run), (_, own) in zip(runs, found[chosen[0]], strict=True)]
+        alone = "two" not in name
         table.add_row(
             name,
-            f"{statistics.median(run.seconds for run in runs):.1f}",
-            "" if "two" in name else f"{statistics.median(overheads):.2f}",
+            f"{statistics.median(many.seconds for _, many in runs):.1f}",
+            f"{statistics.median(one.overhead for one, _ in runs):.1f}",
+            f"{statistics.median(further(*pair) for pair in runs):.2f}" if alone else "",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         )
     Console(width=100).print(table)
