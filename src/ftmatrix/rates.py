@@ -210,7 +210,12 @@ def _powers(interval: Interval) -> Interval:
 
 def _means(matrix: Matrix) -> list[float]:
     """Mean of each row's known values; NaN where there are none."""
-    return [float(row[~numpy.isnan(row)].mean()) if (~numpy.isnan(row)).any() else math.nan for row in matrix]
+    known = ~numpy.isnan(matrix)
+    sums, counts = numpy.where(known, matrix, 0.0).sum(axis=1), known.sum(axis=1)
+    return [
+        float(value) if count else math.nan
+        for value, count in zip(sums / numpy.maximum(counts, 1), counts, strict=True)
+    ]
 
 
 def _or(value: float, otherwise: float) -> float:

@@ -5,7 +5,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class Outcome(StrEnum):
@@ -262,6 +266,11 @@ def from_json(kind: type[Record], text: str) -> Record:
     Raises:
         pydantic.ValidationError: the text holds no such record.
     """
+    return _reader(kind).validate_python(json.loads(text))
+
+
+@cache
+def _reader(kind: type[Record]) -> "TypeAdapter[Record]":
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_python(json.loads(text))
+    return TypeAdapter(kind)

@@ -95,6 +95,8 @@ class Row:
     facts: dict[str, str] = field(default_factory=dict)
     """What the settings came to: device, precision, model commit, data digest, versions."""
     keeps_weights: bool = False
+    artifact_uri: str = ""
+    """Where the run's files are."""
 
     @property
     def completed(self) -> bool:
@@ -197,8 +199,10 @@ class Store:
 
     def result(self, row: Row) -> CellResult:
         """The whole result behind a row, with its answers and its confusion matrix."""
-        with TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(row.run_id, "result.json", folder)
+        from mlflow.artifacts import download_artifacts
+
+        with TemporaryDirectory() as folder:  # by its address: by its run's id MLflow would read the run again
+            path = download_artifacts(f"{row.artifact_uri}/result.json", dst_path=folder, tracking_uri=self.uri)
             return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
     def curve(self, row: Row, series: str) -> list[tuple[int, float]]:
@@ -337,4 +341,5 @@ def _row(run: "Run") -> Row:
         settings=dict(run.data.params),
         facts={name: value for name, value in tags.items() if name.startswith(FACTS)},
         keeps_weights=WEIGHTS_TAG in tags,
+        artifact_uri=run.info.artifact_uri,
     )
