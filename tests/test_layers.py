@@ -16,7 +16,7 @@ LAYERS = (
     ("hardware", "hub", "checkpoints", "metrics", "statistics"),
     ("settings", "meters", "distributed"),
     ("methods", "models", "data"),
-    ("framing", "scores"),
+    ("framing", "scores", "tied"),
     ("batches",),
     ("training", "stability", "drift", "pretraining"),
     ("evaluation", "memory", "resumption"),

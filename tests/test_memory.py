@@ -102,6 +102,7 @@ def test_the_shadow_holds_what_the_real_step_holds(
         answered=SMALL,
         scored=(),
         accumulates=settings.micro_batch_size is not None,
+        one_gradient=True,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     shadow = shadow_run(Checkpoint(folder, "", 0), method, precision, work)

@@ -3,6 +3,7 @@
 import heapq
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ftmatrix.distributed import base_of
 from ftmatrix.framing import Example
+from ftmatrix.tied import one_gradient, takes_one_gradient
 
 ROW_TOKENS = 128
 """How long a row of several examples gets, more or less. Longer rows leave less room empty, but the cost of attention
@@ -177,9 +179,11 @@ def label_logits(model: Any, batch: Batch, forward: Callable[..., Any] | None = 
     def keep_wanted(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0].flatten(0, 1).index_select(0, batch.positions),)
 
+    is_own = forward is None or forward is model
     hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
-        logits = (forward or model)(**batch.inputs, use_cache=False).logits
+        with one_gradient(model) if is_own and takes_one_gradient(model) else nullcontext():
+            logits = (forward or model)(**batch.inputs, use_cache=False).logits
     finally:
         hook.remove()
     return logits.float(), batch.targets

@@ -26,7 +26,7 @@ from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 6
+FORECAST_VERSION = 7
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -108,6 +108,7 @@ class Forecaster:
             accumulates=training.at_once(cell.devices) * cell.devices < training.batch_size
             or (cell.devices > 1 and not cell.shard),  # copies keep room for their gradients
             shards=cell.devices if cell.shard else 1,
+            one_gradient=cell.devices == 1 and known.accelerator.device is Device.cpu,
             gradient_checkpointing=training.gradient_checkpointing,
             attention=cell.model.attention,
         )

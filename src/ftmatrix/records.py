@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -266,11 +266,12 @@ def from_json(kind: type[Record], text: str) -> Record:
     Raises:
         pydantic.ValidationError: the text holds no such record.
     """
-    return _reader(kind).validate_python(json.loads(text))
+    record: Record = _reader(kind).validate_python(json.loads(text))  # type: ignore[arg-type]
+    return record
 
 
 @cache
-def _reader(kind: type[Record]) -> "TypeAdapter[Record]":
+def _reader(kind: type) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
