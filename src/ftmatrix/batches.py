@@ -166,10 +166,13 @@ def _keeps_apart(model: Any) -> bool:
     return bool((together - alone).norm() <= left * (mixed - alone).norm())
 
 
-def label_logits(model: Any, batch: Batch, forward: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor]:
+def label_logits(
+    model: Any, batch: Batch, forward: Callable[..., Any] | None = None, *, alone: bool = True
+) -> tuple[Tensor, Tensor]:
     """Logits and targets of the label positions alone: (n, vocabulary) in float32 and (n,).
 
-    `forward` is what to call instead of the model, where something wraps it.
+    `forward` is what to call instead of the model, where something wraps it. `alone`: no other process waits for the
+    gradients, so that they may be left in one matrix (see `tied`).
 
     The hidden states of all other positions are dropped before the output layer, so that its cost follows the few
     label tokens and not the whole batch; whatever the model does to its logits afterwards (soft-capping, scaling)
@@ -179,10 +182,9 @@ def label_logits(model: Any, batch: Batch, forward: Callable[..., Any] | None = 
     def keep_wanted(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0].flatten(0, 1).index_select(0, batch.positions),)
 
-    is_own = forward is None or forward is model
     hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
-        with one_gradient(model) if is_own and takes_one_gradient(model) else nullcontext():
+        with one_gradient(model) if alone and takes_one_gradient(model) else nullcontext():
             logits = (forward or model)(**batch.inputs, use_cache=False).logits
     finally:
         hook.remove()

@@ -91,16 +91,6 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     Raises:
         UnsupportedError: the wanted device isn't here.
     """
-    device = resolve(wanted)
-    return ask_child(device) if device in (Device.cuda, Device.xpu) else describe(device)
-
-
-def resolve(wanted: Device) -> Device:
-    """The wanted device, or the first that is here; nothing else is asked of it.
-
-    Raises:
-        UnsupportedError: the wanted device isn't here.
-    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counts GPUs without starting CUDA
     import torch
 
@@ -115,7 +105,7 @@ def resolve(wanted: Device) -> Device:
     if not available[wanted]:
         here = ", ".join(device.value for device, there in available.items() if there)
         raise UnsupportedError(f"device={wanted.value} isn't available on this machine; available: {here}")
-    return wanted
+    return ask_child(wanted) if wanted in (Device.cuda, Device.xpu) else describe(wanted)
 
 
 def share_of(accelerator: Accelerator, devices: int) -> Accelerator:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ftmatrix import child
 from ftmatrix.child import OTHER_DIED, Began, Ended, Event, Stepped
-from ftmatrix.config import Cell
-from ftmatrix.hardware import Device, Rank, resolve
+from ftmatrix.hardware import Device, Rank
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Phase
 
@@ -21,15 +20,12 @@ DEATH_SECONDS = 10
 """How long it may take to see which process of a cell has died."""
 
 
-def warm_up(cells: Sequence[Cell]) -> None:
-    """Start the server that cells are forked from. It imports what they need once, while the caller goes on.
-
-    To be called before anything that takes long; once it runs, nothing is left to do.
-    """
+def warm_up(cells: Sequence[ReadyCell]) -> None:
+    """Start the server that cells are forked from. It imports what they need once, while the caller goes on."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
-    adapted = any(cell.method.trains_adapters and _runs_on_cpu(cell.device) for cell in cells)
+    adapted = any(cell.cell.method.trains_adapters and cell.accelerator.device is Device.cpu for cell in cells)
     preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if adapted else [])]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits this: Ctrl-C is the caller's affair
@@ -37,10 +33,6 @@ def warm_up(cells: Sequence[Cell]) -> None:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _runs_on_cpu(wanted: Device) -> bool:
-    return (resolve(wanted) if wanted is Device.auto else wanted) is Device.cpu
 
 
 class CellProcess:

@@ -1,6 +1,6 @@
 """What a sweep will do with every cell: run it, take it as done, or say why not; with predicted memory and time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -81,15 +81,25 @@ class Planned:
         return f"its peak can't be foreseen ({self.unforeseen})" if self.unforeseen else None
 
 
-def plan(cells: Sequence[Cell], store: Store | None, *, fetch: bool = True) -> list[Planned]:
+def plan(
+    cells: Sequence[Cell],
+    store: Store | None,
+    *,
+    fetch: bool = True,
+    meanwhile: Callable[[Sequence[ReadyCell]], None] | None = None,
+) -> list[Planned]:
     """What a sweep over these cells would do. `fetch=False` looks for hub models in the cache only.
 
-    Without a store no cell is done, and none can tell the time.
+    Without a store no cell is done, and none can tell the time. `meanwhile` hears of the cells that may run before
+    their memory is forecast, which takes seconds.
     """
     prepared = prepare(cells, fetch=fetch)
     finished = _finished(prepared, store) if store else {}
     forecaster = Forecaster(Path(cells[0].work_dir) / "forecasts")
-    clock = Clock(store.newest(REMEMBERED) if store and any(_waits(item, finished) for item in prepared) else [])
+    waiting = [item for item in prepared if isinstance(item, ReadyCell) and item.fingerprint not in finished]
+    if meanwhile and waiting:
+        meanwhile(waiting)
+    clock = Clock(store.newest(REMEMBERED) if store and waiting else [])
     planned = []
     for item in prepared:
         done = finished.get(item.fingerprint) if isinstance(item, ReadyCell) else None
@@ -113,10 +123,6 @@ def known_here(cells: Sequence[Cell], store: Store) -> list[Planned]:
 
 def _finished(prepared: Sequence[Prepared], store: Store) -> dict[str, str]:
     return store.finished(item for item in prepared if isinstance(item, ReadyCell) and not item.cell.force)
-
-
-def _waits(item: Prepared, finished: dict[str, str]) -> bool:
-    return isinstance(item, ReadyCell) and item.fingerprint not in finished
 
 
 def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "Clock") -> Planned:

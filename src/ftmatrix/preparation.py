@@ -18,7 +18,7 @@ from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.records import CellResult, Forecast, Outcome
 
-RESULT_VERSION = 6
+RESULT_VERSION = 7
 """Raised when a change to this program changes what a cell comes to."""
 
 Found = TypeVar("Found")

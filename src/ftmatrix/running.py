@@ -107,11 +107,12 @@ def run_cell(cell: Cell) -> str:
     Raises:
         UndeliveredError: MLflow stayed away; the result waits on that machine's disk, and is found by the next attempt.
     """
-    warm_up([cell])
     store = _reached(cell)
     assert cell.tracking.sweep is not None
     try:
-        (run_id,) = Running(store, cell.tracking.sweep, "", open_console()).here(plan([cell], store), 1)
+        (run_id,) = Running(store, cell.tracking.sweep, "", open_console()).here(
+            plan([cell], store, meanwhile=warm_up), 1
+        )
     except KeyboardInterrupt as error:  # an engine may take it for its own
         raise StoppedError("the job was stopped") from error
     return run_id

@@ -111,7 +111,7 @@ class Scheduler:
     def _launch(self, ready: ReadyCell, delivery: Delivery) -> bool:
         if not self.courier.away and self._asked(lambda: self._gives_way(ready, delivery)):
             return False
-        warm_up([ready.cell for ready in self._cells])
+        warm_up(self._cells)
         self.display.began(ready)
         self._take_up(ready, delivery)
         try:

@@ -42,8 +42,6 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
         from ftmatrix.claims import read_claims
 
         read_claims(claims)  # what is wrong with them is said before anything runs
-    if engine is None:
-        warm_up(cells)
     store = Store(first.tracking.store, first.study)
     for found in recover(store, Path(first.work_dir).absolute()):
         console.print(found, highlight=False, markup=False, soft_wrap=True)
@@ -82,7 +80,7 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
 
 def _planned(cells: Sequence[Cell], store: Store, engine: Engine | None) -> list[Planned]:
     if engine is None:
-        return plan(cells, store)
+        return plan(cells, store, meanwhile=warm_up)
     if without_credentials(store.uri) != store.uri:  # a job's description lies on disk
         raise ConfigError(
             f"tracking.uri={store.shown}: {engine.name} would write its password to disk; give it to every node as "

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ftmatrix.distributed import local
+
+UNUSUAL = ("max_norm", "scale_grad_by_freq", "sparse")
+"""Settings of a lookup that only autograd minds."""
+
 
 def takes_one_gradient(model: Any) -> bool:
     """Whether the model trains an embedding that is its output layer too, in float32 on a CPU, all of it here.
@@ -17,6 +22,8 @@ def takes_one_gradient(model: Any) -> bool:
     Elsewhere autograd's way stays: with autocast the output layer's gradient is a bfloat16 matrix anyway, a GPU's
     kernels haven't been tried, and several devices hand round what autograd gives them.
     """
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
     lookup, output = model.get_input_embeddings(), model.get_output_embeddings()
     weight = output.weight
     return (
@@ -26,27 +33,29 @@ def takes_one_gradient(model: Any) -> bool:
         and weight.requires_grad
         and weight.is_cpu
         and weight.dtype is torch.float32
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and local(weight) is weight
     )
 
 
 @contextmanager
 def one_gradient(model: Any) -> Iterator[None]:
     """Within, forward passes are such that their backward pass adds each use's gradient to `weight.grad` itself."""
-    lookup, output = model.get_input_embeddings(), model.get_output_embeddings()
-    for module in (lookup, output):
-        module.forward = partial(_with_own_gradient, output.weight, module.forward)
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(_with_own_gradient, module.weight, module.forward)
     try:
         yield
     finally:
-        for module in (lookup, output):
+        for module, forward in zip(modules, before, strict=True):
             del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
-def _with_own_gradient(weight: nn.Parameter, forward: Callable[..., Any], *inputs: Any) -> Any:
+def _with_own_gradient(weight: nn.Parameter, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     with _OwnGradient(weight):
-        return forward(*inputs)
+        return forward(*inputs, **named)
 
 
 class _OwnGradient(TorchFunctionMode):
@@ -59,11 +68,12 @@ class _OwnGradient(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.embedding and args[1] is self.weight:
-            return _Rows.apply(args[0], self.weight, (kwargs or {}).get("padding_idx"))
+        named = kwargs or {}
+        if func is functional.embedding and args[1] is self.weight and not any(map(named.get, UNUSUAL)):
+            return _Rows.apply(args[0], self.weight, named.get("padding_idx"))
         if func is functional.linear and args[1] is self.weight:
             return _Scores.apply(args[0], self.weight)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
 
 class _Rows(torch.autograd.Function):

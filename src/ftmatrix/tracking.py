@@ -47,8 +47,9 @@ def _sqlite_file(uri: str) -> Path | None:
 def _alone_at(file: Path | None) -> Iterator[None]:
     """Have a SQLite store to oneself: MLflow makes a new one in many steps, and two sweeps may begin at once."""
     with ExitStack() as held:
-        if file is not None and file.parent.is_dir():
+        if file is not None:
             with suppress(OSError):  # nothing may be written there, or nobody lets go: MLflow says it better
+                file.parent.mkdir(parents=True, exist_ok=True)  # as MLflow would
                 held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=ALONE_SECONDS))
         yield
 
@@ -131,7 +132,7 @@ class Store:
         self.shown, self.goal = without_credentials(uri), goal_of(uri, study)
         _check_reachable(uri, create=create)
         try:
-            with _alone_at(_sqlite_file(uri) if create else None):
+            with _alone_at(_sqlite_file(uri)):
                 self.client: MlflowClient = MlflowClient(tracking_uri=uri)
                 self.experiment_id = self._experiment(create)
         except MlflowException as error:
@@ -200,9 +201,11 @@ class Store:
     def result(self, row: Row) -> CellResult:
         """The whole result behind a row, with its answers and its confusion matrix."""
         from mlflow.artifacts import download_artifacts
+        from mlflow.utils.uri import append_to_uri_path
 
+        place = append_to_uri_path(row.artifact_uri, "result.json")
         with TemporaryDirectory() as folder:  # by its address: by its run's id MLflow would read the run again
-            path = download_artifacts(f"{row.artifact_uri}/result.json", dst_path=folder, tracking_uri=self.uri)
+            path = download_artifacts(place, dst_path=folder, tracking_uri=self.uri)
             return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
     def curve(self, row: Row, series: str) -> list[tuple[int, float]]:

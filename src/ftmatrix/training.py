@@ -181,7 +181,7 @@ class Trainer:
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed negative log-likelihood of the label tokens. The logits themselves don't outlive it."""
         with self.autocast:
-            logits, targets = label_logits(self.model, batch, self.forward)
+            logits, targets = label_logits(self.model, batch, self.forward, alone=self.group.is_alone)
         return functional.cross_entropy(logits, targets, reduction="sum")
 
     def _memory(self) -> MemoryParts:

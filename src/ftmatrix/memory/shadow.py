@@ -183,8 +183,7 @@ def _step_peaks(model: Any, optimizer: torch.optim.Optimizer, precision: Precisi
     ]
     try:
         with tracker:
-            forward = None if work.one_gradient else model.forward  # as where something wraps the model
-            logits, targets = _forward(model, work.trained, precision, forward)
+            logits, targets = _forward(model, work.trained, precision, alone=work.one_gradient)
             loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
             del logits
             loss.backward()
@@ -236,16 +235,14 @@ def _within_labels(logits: Tensor) -> Tensor:
     return torch.where(logits[:, :1] > 0, allowed, logits + allowed)
 
 
-def _forward(
-    model: Any, shape: BatchShape, precision: Precision, forward: Callable[..., Any] | None = None
-) -> tuple[Tensor, Tensor]:
+def _forward(model: Any, shape: BatchShape, precision: Precision, *, alone: bool = True) -> tuple[Tensor, Tensor]:
     rows, length = shape.rows, shape.length
     ids = torch.ones((rows, length), dtype=torch.long)
     positions = torch.ones(shape.label_tokens, dtype=torch.long)
     layout = "position_ids" if row_tokens_of(model) else "attention_mask"
     batch = Batch({"input_ids": ids, layout: torch.ones_like(ids)}, positions, positions)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.mixed):
-        return label_logits(model, batch, forward)
+        return label_logits(model, batch, alone=alone)
 
 
 def _dtype(method: Method, precision: Precision) -> Any:
