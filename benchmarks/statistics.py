@@ -4,7 +4,7 @@ Everything is simulated with known truth: five seeds, rates four times apart, an
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy
 from numpy.random import Generator
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ftmatrix.answers import interval_of
+from ftmatrix.evaluation import score
 from ftmatrix.rates import Sample, rate_ratio, width_difference
-from ftmatrix.records import Step
-from ftmatrix.stability import find_spikes
+from ftmatrix.records import Prediction, Step, Verdict
+from ftmatrix.stability import assess, find_spikes
 from ftmatrix.statistics import Interval, mean_interval, share_interval
 
 Matrix = NDArray[numpy.float64]
@@ -23,6 +24,11 @@ Matrix = NDArray[numpy.float64]
 SEEDS = 5
 RATES = numpy.array([2.5e-4 * 4.0**index for index in range(7)])
 STEPS = 300
+INTENTS = tuple(f"intent_{index}" for index in range(77))
+MESSAGES = 310
+START = 5.0
+"""Nats a label token before training."""
+LABEL_TOKENS = 4
 
 
 def main() -> None:
@@ -30,6 +36,7 @@ def main() -> None:
     console.print(_table("Intervals of 95 %: share that holds the truth", COVERAGE, 400))
     console.print(_table("Healthy runs that are flagged", FALSE_ALARMS, 1000))
     console.print(_table("Planted instability that is caught", CAUGHT, 300))
+    console.print(_table("Runs that end no better than one intent, and are taken for the other kind", MISTAKEN, 1000))
 
 
 def _table(title: str, simulations: dict[str, Callable[[Generator], bool]], count: int) -> Table:
@@ -129,6 +136,71 @@ def planted(deviation: float, times: float, steps: int) -> Callable[[Generator],
     return simulate
 
 
+def slow(steps: int, deviation: float) -> Callable[[Generator], bool]:
+    """A run with too low a rate that is called anything but not learned: its loss comes down by a tenth to nine tenths.
+
+    Its answers are no labels, or different ones.
+    """
+
+    def simulate(random: Generator) -> bool:
+        fall = random.uniform(0.1, 0.9) ** (numpy.arange(steps) / steps)
+        losses = START * fall * numpy.exp(deviation * random.normal(size=steps))
+        return _verdict(random, losses, _any_answers(random), float(fall[-1]) * START) is not Verdict.NOT_LEARNED
+
+    return simulate
+
+
+def broken(steps: int, deviation: float) -> Callable[[Generator], bool]:
+    """A run that broke somewhere in its first four fifths, and isn't called collapsed.
+
+    Half of them are thrown back by half to all of what they had gained, and answer anything; the others go to what
+    the label frequencies alone give within the first half, and give one answer.
+    """
+
+    def simulate(random: Generator) -> bool:
+        known = math.log(len(INTENTS)) / LABEL_TOKENS
+        losses = known + (START - known) * 0.5 ** (numpy.arange(steps) / (steps / 20))
+        if back := random.random() < 0.5:
+            losses *= 0.3  # it had begun to learn
+            at = int(random.integers(steps // 5, 4 * steps // 5))
+            losses[at:] = losses[at] + random.uniform(0.5, 1) * (0.3 * START - losses[at])
+        answers = _any_answers(random) if back else [INTENTS[0]] * MESSAGES
+        noisy = losses * numpy.exp(deviation * random.normal(size=steps))
+        return _verdict(random, noisy, answers, float(losses[-1])) is not Verdict.COLLAPSED
+
+    return simulate
+
+
+def learned(steps: int, deviation: float) -> Callable[[Generator], bool]:
+    """A run that has learned, half of its answers right, and is called not learned or collapsed."""
+
+    def simulate(random: Generator) -> bool:
+        losses = curve(deviation * random.normal(size=STEPS))[:: STEPS // steps]
+        return _verdict(random, losses, None, 0.5) in (Verdict.NOT_LEARNED, Verdict.COLLAPSED)
+
+    return simulate
+
+
+def _any_answers(random: Generator) -> list[str]:
+    return [str(answer) for answer in random.choice([*INTENTS, "nonsense"], size=MESSAGES)]
+
+
+def _verdict(random: Generator, losses: Matrix, answers: Sequence[str] | None, nll: float) -> Verdict:
+    """What a run comes to: its answers, or (None) half of them right."""
+    labels = [INTENTS[index % len(INTENTS)] for index in range(MESSAGES)]
+    said = answers if answers is not None else [label if random.random() < 0.5 else "nonsense" for label in labels]
+    predictions = [
+        Prediction("", label, answer, answer, answer in INTENTS, nll)
+        for label, answer in zip(labels, said, strict=True)
+    ]
+    if answers is not None:  # by luck alone some are better than one intent in all
+        predictions = [one for one in predictions if not one.correct] or predictions[:1]
+    validation = score("validation", predictions, nll=nll, labels=INTENTS, common=frozenset(INTENTS), pair=None)
+    steps = [Step(index, 1e-3, float(loss), 1.0, 1, LABEL_TOKENS, 0.1) for index, loss in enumerate(losses)]
+    found = assess(steps, warmup_steps=0, batch_size=1, nll_initial=START, validation=validation, weights_finite=True)
+    return found.verdict
+
+
 COVERAGE: dict[str, Callable[[Generator], bool]] = {
     "mean over 5 seeds (Student's t)": mean_accuracy,
     "the same, seeds skewed downwards": skewed_mean,
@@ -149,6 +221,12 @@ CAUGHT = {
     for deviation, many in ((0.13, (4, 16, 64)), (0.35, (16, 64, 256)))
     for times in many
     for steps in (1, 5)
+}
+MISTAKEN = {
+    f"{kind.__name__}, {steps} steps, noise {deviation:g}": kind(steps, deviation)
+    for kind in (learned, slow, broken)
+    for steps in (30, 300)
+    for deviation in (0.13, 0.35)
 }
 
 if __name__ == "__main__":

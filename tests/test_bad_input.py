@@ -84,7 +84,7 @@ CONFIGURATION = [
     Wrong("model=hub", ("model=hub needs model.hub_id=OWNER/NAME",)),
     Wrong("model=hub model.hub_id=gemma", ("model.hub_id=gemma: must be OWNER/NAME",)),
     Wrong("model=local", ("model=local needs model.path=DIR",)),
-    Wrong("model.attention=flash", ("model.attention=flash: available: sdpa",)),
+    Wrong("model.attention=flash", ("model.attention=flash: available: auto, sdpa",)),
     Wrong("experiment=pocke", ("experiment=pocke: no such study; did you mean 'pocket'?",)),
     Wrong("tracking.uri=foo://bar", ("tracking.uri=foo://bar: MLflow can't use it",)),
     Wrong("tracking.uri=http://127.0.0.1:9", ("no MLflow server answers there", "start it, or take another")),

@@ -107,7 +107,11 @@ def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) 
         (["tracking.uri=http://127.0.0.1:9"], "no MLflow server answers there"),
         (["experiment=pocke"], "experiment=pocke: no such study; did you mean 'pocket'?"),
         (["model=local"], "model=local needs model.path=DIR"),
-        (["lr"], "lr: no such command; Available: help, plan, register, report, ui; settings are written KEY=VALUE"),
+        (
+            ["lr"],
+            "lr: no such command; Available: doctor, export, fetch, help, plan, register, report, ui; settings are "
+            "written KEY=VALUE",
+        ),
         (["reprot"], "reprot: no such command; did you mean 'report'?"),
         (["model=hub"], "model=hub needs model.hub_id=OWNER/NAME"),
         (["tracking.uri=foo://bar"], "tracking.uri=foo://bar: MLflow can't use it"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -57,8 +58,12 @@ class Place:
         )
 
     def runs(self, query: str) -> list[Run]:
-        client = MlflowClient(tracking_uri=self.uri)
-        experiment = client.get_experiment_by_name("ftmatrix")
+        store = self.folder / "mlflow.db"
+        if not store.exists():
+            return []
+        with FileLock(store.with_name(f".{store.name}.lock")):  # MLflow makes tables too: never beside the sweep
+            client = MlflowClient(tracking_uri=self.uri)
+            experiment = client.get_experiment_by_name("ftmatrix")
         return list(client.search_runs([experiment.experiment_id], query)) if experiment else []
 
     def processes(self, known_by: str) -> Iterator[psutil.Process]:
@@ -108,7 +113,8 @@ def kill_a_worker(place: Place, known_by: str, sweep: "subprocess.Popen[str]") -
                 os.kill(worker.pid, signal.SIGKILL)
                 return
         time.sleep(0.2)
-    raise AssertionError("no worker was running a cell")
+    sweep.kill()
+    raise AssertionError(f"no worker was running a cell: {sweep.communicate()[0]}")
 
 
 @pytest.mark.slow

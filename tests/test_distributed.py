@@ -1,13 +1,14 @@
 """One cell on several devices, here processes of a CPU: what one alone comes to, in parts."""
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from limits import leave_address_space
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ from ftmatrix.tracking import Row
 QuickCell = Callable[..., Cell]
 TWO = "devices=2"
 ROOM = 40 * 2**20
+"""Enough to score a few messages, and not to train on many."""
 
 
 def rows_of(cells: list[Cell]) -> list[Row]:
@@ -129,12 +131,7 @@ def test_a_death_in_the_second_process_is_the_cells(quick_cell: QuickCell, monke
 def test_a_failure_in_the_second_process_is_told_as_it_was(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def narrow(pid: int) -> None:
-        """Leave it address space to score a few messages, and not to train on many."""
-        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (used + ROOM, used + ROOM))
-
-    in_its_second_process(monkeypatch, Phase.EVALUATE, narrow)
+    in_its_second_process(monkeypatch, Phase.EVALUATE, partial(leave_address_space, room=ROOM))
     settings = ("training.batch_size=160", "evaluation.batch_size=2", "evaluation.forgetting=false")
     (row,) = rows_of([quick_cell(TWO, "lr=2e-3", *settings)])
     assert row.outcome is Outcome.OUT_OF_MEMORY, row.reason

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.__main__ import NAMES as BENCHMARKS
 from mlflow import MlflowClient
 
-from ftmatrix.cli import run
+from ftmatrix.cli import DOCTOR_FLAGS, run
 from ftmatrix.studies import study_of
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def commands(text: str) -> list[str]:
 
 SHOWN = sorted({command for path in DOCUMENTS for command in commands(path.read_text())})
 
-(STUDY,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTS[0].read_text(), re.MULTILINE | re.DOTALL)
+STUDY, GRIDS = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTS[0].read_text(), re.MULTILINE | re.DOTALL)
 
 
 def recipe(words: list[str]) -> list[str]:
@@ -137,10 +137,16 @@ def ftmatrix(arguments: list[str], has_run: Callable[[str], None], monkeypatch: 
             with pytest.raises(SystemExit):
                 run(arguments)
             assert started[0][1:4] == ["-m", "mlflow", "ui"]
-        case ["report" | "register", *_]:
+        case ["report", "--from", path]:
+            recorded = ROOT / "experiments" / "lr_finding" / "results.csv"
+            assert run(["report", "--from", str(recorded if path == "FILE" else ROOT / path)]) == 0
+        case ["report" | "register" | "export", *_]:
             study = study_of(next((word for word in arguments[1:] if not word.startswith("-")), "ftmatrix"))
             has_run(study)
             assert run(arguments) in ((0, 3, 4) if "--exit-code" in arguments else (0,))
+        case ["doctor", *flags]:
+            assert set(flags) <= set(DOCTOR_FLAGS)
+            assert run(["doctor"]) == 0
         case ["plan", *_] | ["--help"]:
             assert run(arguments) == 0
         case _ if needs_the_hub(arguments) or "hydra/launcher" in " ".join(arguments):  # test_cluster.py runs these

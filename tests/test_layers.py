@@ -12,19 +12,21 @@ PACKAGE = Path(ftmatrix.__file__).parent
 LAYERS = (
     ("records",),
     ("errors", "host", "files"),
+    ("foreign",),
     ("resident",),
-    ("hardware", "hub", "checkpoints", "metrics", "statistics"),
+    ("hardware", "hub", "checkpoints", "metrics", "statistics", "gguf_files"),
+    ("wheels",),
     ("settings", "meters", "distributed"),
     ("methods", "models", "data"),
     ("framing", "scores", "tied"),
     ("batches",),
     ("training", "stability", "drift", "pretraining"),
-    ("evaluation", "memory", "resumption"),
+    ("evaluation", "memory", "resumption", "secondary"),
     ("serving",),
     ("served",),
     ("config",),
-    ("preparation", "studies"),
-    ("runner", "forecasting"),
+    ("preparation", "studies", "grids"),
+    ("runner", "forecasting", "cards"),
     ("artifacts", "journal", "ownership"),
     ("child", "recording"),
     ("isolation",),
@@ -33,20 +35,20 @@ LAYERS = (
     ("recovery",),
     ("preload", "preload_adapters", "comparison", "interrupts"),
     ("table", "rates", "answers"),
-    ("claims", "advice", "display"),
-    ("planning",),
+    ("claims", "advice", "display", "results_file"),
+    ("planning", "leases"),
     ("engines",),
     ("cluster",),
     ("plan_table", "scheduling"),
     ("report",),
     ("running",),
-    ("sweep",),
+    ("sweep", "doctor"),
     ("overrides", "composition"),
     ("cli",),
 )
 ROOMS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-BELOW_BY_NEED = {("child", "artifacts"), ("child", "preload_adapters")}
+BELOW_BY_NEED = {("child", "artifacts"), ("child", "preload"), ("child", "preload_adapters")}
 """Imported inside the child process only, where the parent never goes."""
 
 

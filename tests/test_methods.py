@@ -1,5 +1,6 @@
 """Methods: what each trains, what it leaves alone, and what merging gives."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def adapted(method: Method, folder: Path, precision: Precision = Precision.fp32)
         quantization=method.quantization(precision),
     )
     return method.adapt(model, precision)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="maps are Linux's")
+def test_weights_that_were_quantised_dont_stay_in_memory(model_folders: dict[str, Path]) -> None:
+    """The file is mapped, all of it, as long as one tensor lies in it; a resident set would count it."""
+    mapped = str(model_folders["gemma"] / "model.safetensors")
+    model = adapted(METHODS["qlora"](), model_folders["gemma"])
+    assert mapped not in Path("/proc/self/maps").read_text()
+    del model
+    plain = adapted(METHODS["lora"](), model_folders["gemma"])
+    assert mapped in Path("/proc/self/maps").read_text()  # frozen weights may lie there
+    assert plain is not None
 
 
 def train(model: Any, framer: Framer, messages: tuple[Message, ...], cpu: Accelerator) -> None:

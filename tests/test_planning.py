@@ -10,11 +10,11 @@ import pytest
 from rich.text import Text
 from study import row
 
-from ftmatrix.advice import RESERVE_BYTES, advise, with_advice
+from ftmatrix.advice import advise, with_advice
 from ftmatrix.config import Cell, parse_bytes
 from ftmatrix.errors import ConfigError
 from ftmatrix.forecasting import Forecaster, largest_batch
-from ftmatrix.hardware import Device
+from ftmatrix.hardware import PROCESS_BYTES, Card, Device
 from ftmatrix.host import usable_cores
 from ftmatrix.memory.shadow import BatchShape
 from ftmatrix.plan_table import distinctions, plan_reasons, plan_table, plan_totals
@@ -36,6 +36,10 @@ def ready(cell: Cell, *, free_bytes: int | None = None, peak_bytes: int | None =
     accelerator = replace(found.accelerator, free_bytes=free_bytes or found.accelerator.free_bytes)
     forecast = Forecast(peak_bytes, MemoryParts(1, 1, 1)) if peak_bytes else None
     return replace(found, accelerator=accelerator, forecast=forecast)
+
+
+def with_free(cell: ReadyCell, free_bytes: int) -> ReadyCell:
+    return replace(cell, accelerator=replace(cell.accelerator, free_bytes=free_bytes))
 
 
 def test_the_largest_batch_is_one_that_the_seeds_order_comes_to() -> None:
@@ -62,12 +66,12 @@ def test_a_cell_that_wont_fit_is_left_out_with_what_would_fit(
     one = ready(quick_cell("lr=1e-3"))
     forecaster = Forecaster(tmp_path / "forecasts")
     peak = forecaster.forecast(one).peak_bytes
-    advice = advise(one, [Phase.TRAIN], forecaster, peak + RESERVE_BYTES - 1)
+    advice = advise(with_free(one, peak + PROCESS_BYTES - 1), [Phase.TRAIN], forecaster)
     assert advice.startswith("training.micro_batch_size=8 would take ")
-    hopeless = advise(one, [Phase.TRAIN], forecaster, RESERVE_BYTES)
+    hopeless = advise(with_free(one, PROCESS_BYTES), [Phase.TRAIN], forecaster)
     assert hopeless.startswith("neither smaller batches at once nor gradient checkpointing")
 
-    monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: peak + RESERVE_BYTES - 1)
+    monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: peak + PROCESS_BYTES - 1)
     cells = [quick_cell("lr=1e-3"), quick_cell("lr=1e-3", "fit_check=false")]
     store = Store(str(cells[0].tracking.uri), "ftmatrix")
     left_out, tried = plan(cells, store)
@@ -161,9 +165,28 @@ def test_cells_are_packed_by_cores_and_memory(quick_cell: QuickCell) -> None:
     planned = [Planned(cell) for cell in cells]
     assert side_by_side(planned, None) == min(3, usable_cores())
     assert side_by_side(planned, 7) == 7
-    on_gpu = [Planned(replace(cell, accelerator=replace(cell.accelerator, device=Device.cuda))) for cell in cells]
-    assert side_by_side(on_gpu, None) == 1
-    assert side_by_side(on_gpu, "auto") == min(3, usable_cores())
+
+
+@pytest.mark.parametrize(
+    ("cards", "devices", "jobs"), [(0, 1, 1), (1, 1, 1), (3, 1, 3), (3, 2, 1), (8, 1, 4), (8, 2, 4)]
+)
+def test_a_cell_has_its_own_cards(quick_cell: QuickCell, cards: int, devices: int, jobs: int) -> None:
+    there = tuple(Card(str(index), 8 * GIB) for index in range(cards))
+    cells = [ready(quick_cell(f"lr={lr}"), peak_bytes=GIB) for lr in ("1e-3", "2e-3", "3e-3", "4e-3")]
+    planned = [
+        Planned(
+            replace(
+                cell,
+                cell=replace(cell.cell, devices=devices),
+                accelerator=replace(cell.accelerator, device=Device.cuda, cards=there),
+            )
+        )
+        for cell in cells
+    ]
+    assert side_by_side(planned, None) == side_by_side(planned, "auto") == jobs
+    assert side_by_side(planned, 7) == 7
+    shown = [line for line in plan_totals(planned, jobs) if "free on each" in line]
+    assert (f"{cards} x " in shown[0]) if cards else not shown
 
 
 def test_what_cant_be_foreseen_runs_all_the_same(quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +207,7 @@ def test_advice_tries_every_micro_batch_and_knows_the_phase(quick_cell: QuickCel
     one = ready(quick_cell("lr=1e-3", "training.batch_size=15", "evaluation.forgetting=false"), free_bytes=20 * GIB)
     forecaster = Forecaster(tmp_path)
     peak = forecaster.forecast(one).peak_bytes
-    advice = advise(one, [Phase.TRAIN], forecaster, peak + RESERVE_BYTES - 1)
+    advice = advise(with_free(one, peak + PROCESS_BYTES - 1), [Phase.TRAIN], forecaster)
     assert advice.startswith("training.micro_batch_size=5 would take ")
     died = CellResult(Outcome.OUT_OF_MEMORY, "memory ran out while evaluating", Phase.EVALUATE)
     reason = str(with_advice(replace(one, forecast=forecaster.forecast(one)), died).reason)
@@ -202,7 +225,7 @@ def test_an_evaluation_that_wont_fit_is_left_out_too(quick_cell: QuickCell, monk
     assert many.forecast.evaluate_bytes is not None
     assert many.forecast.evaluate_bytes > many.forecast.peak_bytes == alone.forecast.peak_bytes
     assert many.forecast.most_bytes == many.forecast.evaluate_bytes
-    between = (many.forecast.evaluate_bytes + many.forecast.peak_bytes) // 2 + RESERVE_BYTES
+    between = (many.forecast.evaluate_bytes + many.forecast.peak_bytes) // 2 + PROCESS_BYTES
     monkeypatch.setattr("ftmatrix.host.free_bytes", lambda: between)
     (left_out,) = plan([quick_cell(*settings)], None)
     assert str(left_out.reason).startswith("evaluating needs about ")

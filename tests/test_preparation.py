@@ -118,4 +118,4 @@ def test_an_unavailable_device_is_unsupported(make_cell: MakeCell) -> None:
 
 
 def test_a_child_tells_the_same_of_a_device(cpu: Accelerator) -> None:
-    assert ask_child(Device.cpu) == cpu
+    assert ask_child(Device.cpu) == [cpu]

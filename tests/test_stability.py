@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 import pytest
 
-from ftmatrix.records import Stability, Step, Verdict
+from ftmatrix.evaluation import score
+from ftmatrix.records import Evaluation, Prediction, Stability, Step, Verdict
 from ftmatrix.stability import LEAST_HISTORY_STEPS, assess, find_spikes
 
 
@@ -20,14 +21,27 @@ def healthy(steps: int = 300, seed: int = 0) -> Any:
     return (0.3 + 3 * numpy.exp(-numpy.arange(steps) / 40)) * numpy.exp(random.normal(0, 0.15, steps))
 
 
-def verdict(steps: list[Step], **changed: Any) -> Stability:
+LABELS = tuple(f"intent_{index}" for index in range(10))
+
+
+def scores(accuracy: float, *, nll: float = 0.4, messages: int = 300, answer: str | None = "nonsense") -> Evaluation:
+    """Validation of so many messages, ten intents alike; a wrong answer is `answer`, or (None) the next intent."""
+    right = round(accuracy * messages)
+    predictions = []
+    for index in range(messages):
+        label = LABELS[index % 10]
+        said = label if index < right else answer or LABELS[(index + 1) % 10]
+        predictions.append(Prediction("a message", label, said, said, said in LABELS, nll))
+    return score("validation", predictions, nll=nll, labels=LABELS, common=frozenset(LABELS), pair=None)
+
+
+def verdict(steps: list[Step], *, nll: float = 0.4, accuracy: float = 0.8, **changed: Any) -> Stability:
     facts: dict[str, Any] = {
         "warmup_steps": 10,
+        "batch_size": 10,  # so a label has two tokens
         "nll_initial": 3.0,
-        "nll": 0.4,
+        "validation": scores(accuracy, nll=nll),
         "weights_finite": True,
-        "accuracy": 0.8,
-        "majority_share": 0.1,
     }
     return assess(steps, **(facts | changed))
 
@@ -80,8 +94,66 @@ def test_weights_that_arent_finite_are_divergence() -> None:
     assert verdict(run(healthy()), weights_finite=False).series == "weights"
 
 
-def test_answering_one_class_is_collapse() -> None:
-    assert verdict(run(healthy()), accuracy=0.1).verdict is Verdict.COLLAPSED
+def slow(steps: int = 300, seed: int = 0, *, noise: float = 0.15) -> Any:
+    """A loss that has come down a little by the end."""
+    random = numpy.random.default_rng(seed)
+    return 3 * numpy.exp(-numpy.arange(steps) / steps / 2) * numpy.exp(random.normal(0, noise, steps))
+
+
+@pytest.mark.parametrize("steps", [3, 12, 60, 300])
+def test_too_low_a_rate_has_not_learned(steps: int) -> None:
+    found = verdict(run(slow(steps)), accuracy=0.1, nll=2.0)
+    assert (found.verdict, found.step, found.series, found.value) == (Verdict.NOT_LEARNED, None, "accuracy", 0.1)
+    assert not found.verdict.is_unstable
+
+
+def test_a_loss_that_rose_again_is_collapse() -> None:
+    losses = healthy()
+    losses[200:] = 2.5
+    found = verdict(run(losses), accuracy=0.1, nll=2.5)
+    assert (found.verdict, found.series) == (Verdict.COLLAPSED, "loss")
+    assert found.step is not None
+    assert 200 <= found.step < 260
+    assert found.verdict.is_unstable
+
+
+def test_a_loss_that_rises_from_the_first_step_is_collapse() -> None:
+    losses = slow()
+    losses[:40] = 6.0
+    assert verdict(run(losses), accuracy=0.1, nll=2.0).verdict is Verdict.COLLAPSED
+
+
+def test_one_answer_for_all_at_the_loss_of_label_frequencies_is_collapse() -> None:
+    known = math.log(10) / 2  # ten intents alike, two tokens a label
+    losses = numpy.concatenate([slow(100), numpy.full(200, known)])
+    one = scores(0.0, nll=known, answer=LABELS[0])
+    assert verdict(run(losses), validation=one).series == "one_answer"
+    many = scores(0.1, nll=known, answer=None)
+    assert verdict(run(losses), validation=many).verdict is Verdict.NOT_LEARNED
+    late = numpy.concatenate([slow(260), numpy.full(40, known)])  # it came down there only now, and may well go on
+    assert verdict(run(late), validation=one).verdict is Verdict.NOT_LEARNED
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "messages", "expected"),
+    [
+        (0.5, 4, Verdict.UNDECIDED),
+        (0.0, 4, Verdict.UNDECIDED),
+        (0.25, 12, Verdict.UNDECIDED),
+        (0.3, 40, Verdict.STABLE),
+        (0.0, 40, Verdict.NOT_LEARNED),
+        (0.8, 10, Verdict.STABLE),
+    ],
+)
+def test_few_messages_carry_no_verdict_that_they_cannot_tell(accuracy: float, messages: int, expected: Verdict) -> None:
+    losses = healthy() if accuracy else slow()
+    assert verdict(run(losses), validation=scores(accuracy, messages=messages)).verdict is expected
+
+
+def test_a_spike_is_seen_whatever_the_messages_say() -> None:
+    losses = healthy()
+    losses[150] *= 30
+    assert verdict(run(losses), validation=scores(0.5, messages=4)).verdict is Verdict.SPIKY
 
 
 def test_a_run_shorter_than_the_window_has_no_score() -> None:
@@ -122,9 +194,10 @@ def test_a_start_that_isnt_a_number_is_divergence(broken: float) -> None:
 def test_the_end_of_a_run_is_judged_before_its_spikes() -> None:
     losses = healthy()
     losses[150] *= 30
+    assert verdict(run(losses)).verdict is Verdict.SPIKY
+    losses[200:] = 2.5
     assert verdict(run(losses), accuracy=0.1).verdict is Verdict.COLLAPSED
     assert verdict(run(losses), accuracy=0.1, nll=3.5).verdict is Verdict.DIVERGED
-    assert verdict(run(losses)).verdict is Verdict.SPIKY
 
 
 @pytest.mark.parametrize("steps", [60, 300])

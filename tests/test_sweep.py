@@ -3,17 +3,18 @@
 import contextlib
 import math
 import os
-import resource
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 import torch
+from limits import leave_address_space
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -239,20 +240,16 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
     assert [again[0].run_id, again[2].run_id] == [rows[0].run_id, rows[2].run_id]
 
 
-ROOM = 100 * 2**20
+ROOM = 220 * 2**20
+"""Enough to load the model and to score a few messages, and not to train on many."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
 def test_an_allocation_that_fails_is_a_row_with_sizes_and_a_way_out(
     quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def narrow(pid: int) -> None:
-        """Leave it address space to load the model and to score a few messages, and not to train on many."""
-        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (used + ROOM, used + ROOM))
-
-    when_it(Phase.LOAD, monkeypatch, narrow)
-    settings = ("training.batch_size=160", "evaluation.batch_size=2", "evaluation.forgetting=false")
+    when_it(Phase.LOAD, monkeypatch, partial(leave_address_space, room=ROOM))
+    settings = ("model=pocket-4m", "training.batch_size=160", "evaluation.batch_size=2", "evaluation.forgetting=false")
     rows = rows_of([quick_cell(f"lr={lr}", *settings) for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
     assert [row.outcome for row in rows] == [Outcome.COMPLETED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETED]
     for said in ("memory ran out while training (", "; forecast ", " were free; training.micro_batch_size="):

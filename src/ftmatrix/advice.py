@@ -8,12 +8,10 @@ from pathlib import Path
 from ftmatrix.config import Cell
 from ftmatrix.errors import UnforeseenError
 from ftmatrix.forecasting import Forecaster
+from ftmatrix.hardware import Accelerator
 from ftmatrix.preparation import ReadyCell, UnfetchedCell
 from ftmatrix.records import CellResult, Forecast, Outcome, Phase
 from ftmatrix.table import gibibytes
-
-RESERVE_BYTES = 600 * 2**20
-"""What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
 
 HOPELESS = {
     Phase.TRAIN: "neither smaller batches at once nor gradient checkpointing would do: take another method or model",
@@ -24,9 +22,10 @@ Change = dict[str, int | bool]
 """Settings, by their dotted names, that decide memory and time but no result."""
 
 
-def fits(peak_bytes: float, free_bytes: int | None) -> bool:
+def fits(peak_bytes: float, accelerator: Accelerator) -> bool:
     """Whether a process with such a peak has room; unknown memory is taken to suffice."""
-    return free_bytes is None or peak_bytes + RESERVE_BYTES <= free_bytes
+    free_bytes = accelerator.free_bytes
+    return free_bytes is None or peak_bytes + accelerator.beside_bytes <= free_bytes
 
 
 def phase_bytes(forecast: Forecast, phase: Phase) -> int:
@@ -34,11 +33,11 @@ def phase_bytes(forecast: Forecast, phase: Phase) -> int:
     return forecast.peak_bytes if phase is Phase.TRAIN else forecast.evaluate_bytes or 0
 
 
-def advise(known: ReadyCell | UnfetchedCell, phases: Sequence[Phase], forecaster: Forecaster, free_bytes: int) -> str:
+def advise(known: ReadyCell | UnfetchedCell, phases: Sequence[Phase], forecaster: Forecaster) -> str:
     """The least changes with which these phases would fit: smaller batches at once, recomputed activations, or both."""
     changes: Change = {}
     for phase in phases:
-        change = _least_change(known, phase, forecaster, free_bytes)
+        change = _least_change(known, phase, forecaster)
         if change is None:
             return HOPELESS[phase]
         changes |= change
@@ -55,15 +54,14 @@ def with_advice(ready: ReadyCell, result: CellResult) -> CellResult:
     if forecast is None or free is None:
         return result
     foretold = phase_bytes(forecast, phase)
-    too_little = min(free, foretold + RESERVE_BYTES - 1)  # so much wasn't enough, whatever was free before
-    advice = advise(ready, [phase], Forecaster(Path(ready.cell.work_dir) / "forecasts"), too_little)
+    too_little = min(free, foretold + ready.accelerator.beside_bytes - 1)  # whatever was free before
+    there = replace(ready, accelerator=replace(ready.accelerator, free_bytes=too_little))
+    advice = advise(there, [phase], Forecaster(Path(ready.cell.work_dir) / "forecasts"))
     sizes = f"forecast {gibibytes(foretold)} while {phase.doing}, {gibibytes(free)} were free"
     return replace(result, reason=f"{result.reason}; {sizes}; {advice}")
 
 
-def _least_change(
-    known: ReadyCell | UnfetchedCell, phase: Phase, forecaster: Forecaster, free_bytes: int
-) -> Change | None:
+def _least_change(known: ReadyCell | UnfetchedCell, phase: Phase, forecaster: Forecaster) -> Change | None:
     def peak(change: Change) -> float:  # infinite where the model can't take the change
         try:
             forecast = forecaster.forecast(replace(known, cell=_changed(known.cell, change)))
@@ -72,9 +70,9 @@ def _least_change(
         return phase_bytes(forecast, phase)
 
     changes, farthest = _training_changes(known.cell) if phase is Phase.TRAIN else _evaluation_changes(known.cell)
-    if not any(fits(peak(change), free_bytes) for change in farthest):
+    if not any(fits(peak(change), known.accelerator) for change in farthest):
         return None
-    return next(change for change in changes if fits(peak(change), free_bytes))
+    return next(change for change in changes if fits(peak(change), known.accelerator))
 
 
 def _training_changes(cell: Cell) -> tuple[list[Change], list[Change]]:

@@ -1,6 +1,6 @@
 """Two methods on the same test messages: how much better one is, and whether that can be told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy
@@ -13,6 +13,10 @@ from ftmatrix.tracking import Row
 
 Results = Callable[[Row], CellResult]
 """Reads the whole result behind a row: confusion matrix and answers included."""
+Points = Sequence[tuple[int, float]]
+"""Steps and a value at each."""
+Curves = Callable[[Row, str], Points]
+"""Reads a run's curve: `loss` or `grad_norm`."""
 
 
 def cached(results: Results) -> Results:
@@ -50,10 +54,10 @@ class Difference:
 
 
 def compare_answers(first: Point, second: Point, results: Results) -> Difference | None:
-    """Hold the answers of two points against each other, seed by seed; None where they share no seed."""
+    """Hold the answers of two points against each other, seed by seed; None where they share no seed or message."""
     pairs = [(one, two) for one in first.runs for two in second.runs if one.seed == two.seed]
     right = [_right(results(row)) for pair in pairs for row in pair]
-    if not right or len({len(row) for row in right}) > 1:
+    if not right or not len(right[0]) or len({len(row) for row in right}) > 1:
         return None
     one, two = numpy.array(right[0::2]), numpy.array(right[1::2])  # (seeds, messages)
     low, high = interval_of(one.astype(float) - two)

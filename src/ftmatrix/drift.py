@@ -21,7 +21,7 @@ Original = Callable[[str], Tensor | None]
 
 @dataclass
 class _Squares:
-    """Sums of squares by kind of matrix."""
+    """Sums of squares by kind of matrix: of parts in float32, which every device has, of all parts in Python."""
 
     change: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     origin: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -30,9 +30,9 @@ class _Squares:
         rows = max(1, ELEMENTS_AT_ONCE // max(1, origin[0].numel() if origin.ndim else 1))
         for start in range(0, len(origin), rows):
             part = slice(start, start + rows)
-            self.origin[kind] += origin[part].float().square().sum(dtype=torch.float64).item()
+            self.origin[kind] += origin[part].float().square().sum().item()
             if change is not None:
-                self.change[kind] += change(part).float().square().sum(dtype=torch.float64).item()
+                self.change[kind] += change(part).float().square().sum().item()
 
     def drift(self) -> WeightDrift:
         by_kind = {kind: math.sqrt(self.change[kind] / norm) for kind, norm in sorted(self.origin.items()) if norm > 0}
@@ -40,17 +40,20 @@ class _Squares:
 
 
 @torch.no_grad()
-def trained_drift(model: nn.Module, original: Original) -> WeightDrift | None:
-    """Drift of a model whose own weights were trained. None where some original weight can't be found.
+def trained_drift(model: nn.Module, original: Original) -> WeightDrift:
+    """Drift of a model whose own weights were trained.
 
     Each weight is held against its original as loading rounded it to the weight's own dtype.
+
+    Raises:
+        LookupError: an original weight can't be found.
     """
     squares = _Squares()
     for name, weight in model.named_parameters():
         weight = whole(weight)
         before = original(name)
         if before is None or before.shape != weight.shape:
-            return None
+            raise LookupError(f"the checkpoint has no tensor {name} of that shape")
         before = before.to(weight.dtype)
 
         def change(part: slice, weight: Tensor = weight, before: Tensor = before) -> Tensor:
@@ -70,8 +73,9 @@ def adapter_drift(model: nn.Module) -> WeightDrift:
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     inside = tuple(f"{name}." for name, _ in adapted)
     for name, adapted_layer in adapted:
-        layer = gathered(adapted_layer)
-        before = dequantize_module_weight(layer.get_base_layer())
+        layer: Any = gathered(adapted_layer)
+        whole_parameter = getattr(layer, "parameter_name", "weight") != "weight"  # that of a layer of experts
+        before = layer.get_param() if whole_parameter else dequantize_module_weight(layer.get_base_layer())
         delta = _merged_change(layer, before)
         squares.add(_kind(name), before, delta.__getitem__)
     for name, weight in model.named_parameters():

@@ -6,15 +6,16 @@ confusion matrix, and once more within the label set where the free answer is no
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from ftmatrix.batches import Collator, label_logits
 from ftmatrix.data import INVALID, Message
@@ -39,6 +40,27 @@ class GoldPass:
     label_tokens: int
 
 
+class WithinLabels(LogitsProcessor):
+    """Leaves greedy decoding only the tokens that go on with a label. The device is asked once a token, not once a row.
+
+    `followers` are the tokens that may follow each beginning of a label, `width` the prompts' tokens; after a whole
+    label only `end` may follow.
+    """
+
+    def __init__(self, followers: dict[tuple[int, ...], list[int]], width: int, end: int) -> None:
+        self.followers, self.width, self.end = followers, width, end
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores (rows, vocabulary) with all other tokens at minus infinity."""
+        begun = map(tuple, input_ids[:, self.width :].tolist())
+        allowed = [self.followers.get(ids, [self.end]) for ids in begun]
+        places = torch.tensor([(row, token) for row, tokens in enumerate(allowed) for token in tokens])
+        rows, tokens = places.to(scores.device).unbind(1)
+        within = torch.full_like(scores, -math.inf)
+        within[rows, tokens] = scores[rows, tokens]
+        return cast(torch.FloatTensor, within)
+
+
 class Evaluator:
     """Scores messages with one model, framer and device."""
 
@@ -58,17 +80,19 @@ class Evaluator:
         self.settings, self.accelerator = settings, accelerator
         self.autocast = autocast(accelerator, precision)
 
-    def rehearse(self, splits: Sequence[Sequence[Message]], text: str | None) -> None:
+    def rehearse(self, splits: Sequence[Sequence[Message]]) -> None:
         """Score the largest batches, and have the longest messages answered, for the memory that it takes."""
         scored: list[list[Example]] = []
         for examples in (self.framer.frame(messages) for messages in splits):
             scored += [[examples[row] for row in rows] for rows in self._batches([len(row) for row in examples])]
         for batch in self.collator.largest(scored):
             self.gold_pass(batch)
-        if text is not None:
-            self.gold_pass(self.framer.passages(text)[:PASSAGES_AT_ONCE], PASSAGES_AT_ONCE)
         prompts = [example.prompt for examples in scored for example in examples]
         self._decode(sorted(prompts, key=len)[-self.settings.batch_size :], self._followers())
+
+    def rehearse_text(self, text: str) -> None:
+        """Score the first passages of running text, for the memory that it takes."""
+        self.gold_pass(self.framer.passages(text)[:PASSAGES_AT_ONCE], PASSAGES_AT_ONCE)
 
     def nll(self, messages: Sequence[Message]) -> float:
         """Mean negative log-likelihood in nats of the label tokens."""
@@ -118,7 +142,8 @@ class Evaluator:
             read = message.label if gold.hit else self._read(free[row])
             answer = read if read is not None else self.framer.text(free[row])
             best = constrained[row] if row in constrained else str(read)
-            predictions.append(Prediction(message.text, message.label, answer, best, read is not None, nll))
+            begins = self.framer.begin_of(free[row]) if read is None else None
+            predictions.append(Prediction(message.text, message.label, answer, best, read is not None, nll, begins))
         return predictions, mean_nll(golds)
 
     def generate(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -158,18 +183,12 @@ class Evaluator:
                     input_ids=input_ids.to(self.accelerator.kind),
                     attention_mask=attention_mask.to(self.accelerator.kind),
                     generation_config=self._greedy(),
-                    prefix_allowed_tokens_fn=self._allowed(followers, width) if followers else None,
+                    logits_processor=[WithinLabels(followers, width, self.framer.eos_id)] if followers else None,
                 )
             for row, ids in zip(rows, written[:, width:].tolist(), strict=True):
                 end = ids.index(self.framer.eos_id) + 1 if self.framer.eos_id in ids else len(ids)
                 answers[row] = tuple(ids[:end])
         return answers
-
-    def _allowed(
-        self, followers: dict[tuple[int, ...], list[int]], width: int
-    ) -> Callable[[int, torch.Tensor], list[int]]:
-        finished = [self.framer.eos_id]
-        return lambda _, ids: followers.get(tuple(ids[width:].tolist()), finished)
 
     def _greedy(self) -> GenerationConfig:
         """Plain greedy decoding; what it leaves open comes from the model's own config, which `load_model` bared."""
@@ -223,6 +242,7 @@ def score(
         common_intents=len(common),
         common_messages=len(on_common),
         invalid_rate=sum(not prediction.valid for prediction in predictions) / count,
+        unended_rate=sum(prediction.begins is not None for prediction in predictions) / count,
         macro_f1=float(f1.mean()),
         nll=nll,
         intents=tuple(

@@ -20,13 +20,13 @@ from ftmatrix.files import replacing
 from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
-from ftmatrix.models import PACKAGED, empty_model, load_tokenizer, vocabulary
+from ftmatrix.models import PACKAGED, empty_model, limits_of, load_tokenizer
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 
-FORECAST_VERSION = 7
+FORECAST_VERSION = 8
 """Raised when a change to this program changes its forecasts."""
 STAND_IN = Checkpoint(PACKAGED / "pocket-1m", "", 0)
 """Whose tokenizer counts tokens for a model without one yet: its small vocabulary makes more of a text, not fewer."""
@@ -35,12 +35,20 @@ CPU_PROCESS_BYTES = 96 * 2**20
 
 Measured between 50 and 130 MiB; `make bench ARGS=memory` shows what is left of it.
 """
+CPU_PROCESS_MOST = 130 * 2**20
+"""The most of that. What its spread leaves uncertain by more than a tenth is forecast with it, as a bound."""
+CUBLAS_BYTES = 2 * 8 * 4 * 2**20
+"""What cuBLAS has the allocator keep: CUBLAS_WORKSPACE_CONFIG=:4096:8, for the forward and for the backward thread."""
+TOKENIZER_BYTES = 1088
+"""What a tokenizer takes of a CPU's resident set for each token that it knows: 272 MiB of Gemma 3's 262,144."""
 LABEL_STEP = 16
 """Label tokens of a batch are rounded up to a multiple of this, so that seeds share a forecast."""
 SHARED_SEEDS = 5
 """Seeds 0, 1, … whose largest batches make one forecast."""
 NEARLY_FULLEST = 0.75
 """Batches with at least this share of the fullest one's tokens may take the most room."""
+UNCERTAIN = 0.1
+"""Share of a forecast from which on it is said to be a bound."""
 LONGEST_LABEL = 16
 """Tokens that no label of unknown data is expected to exceed."""
 PASSAGES = BatchShape(PASSAGES_AT_ONCE, PASSAGE_TOKENS + 1, PASSAGES_AT_ONCE * PASSAGE_TOKENS)
@@ -65,10 +73,16 @@ class Forecaster:
         """
         assert known.checkpoint is not None
         tensors = self._at(known.checkpoint, known.cell, known.precision, self._work(known.checkpoint, known))
+        if known.accelerator.device is Device.cuda and tensors.evaluate_bytes is not None:
+            peak, evaluate = tensors.peak_bytes + CUBLAS_BYTES, tensors.evaluate_bytes + CUBLAS_BYTES
+            return replace(tensors, peak_bytes=peak, evaluate_bytes=evaluate)
         if known.accelerator.device is not Device.cpu or tensors.evaluate_bytes is None:
             return tensors
-        peaks = (tensors.peak_bytes + CPU_PROCESS_BYTES, tensors.evaluate_bytes + CPU_PROCESS_BYTES)
-        return replace(tensors, peak_bytes=peaks[0], evaluate_bytes=peaks[1])
+        is_bound = UNCERTAIN * (tensors.most_bytes + CPU_PROCESS_BYTES) < CPU_PROCESS_MOST - CPU_PROCESS_BYTES
+        tokenizer = TOKENIZER_BYTES * limits_of(known.checkpoint).vocabulary
+        beside = tokenizer + (CPU_PROCESS_MOST if is_bound else CPU_PROCESS_BYTES)
+        peak, evaluate = tensors.peak_bytes + beside, tensors.evaluate_bytes + beside
+        return replace(tensors, peak_bytes=peak, evaluate_bytes=evaluate, is_bound=is_bound)
 
     def _work(self, checkpoint: Checkpoint, known: ReadyCell | UnfetchedCell) -> Work:
         """The shapes of the cell's largest batches. Of data that isn't here, the largest that there may be."""
@@ -84,10 +98,10 @@ class Forecaster:
             messages = (source.folder, dataset.digest, plain(cell.framing))
 
             def find() -> list[Lengths]:
-                framer = Framer(cell.framing, load_tokenizer(source), dataset.labels)
+                limits = limits_of(checkpoint) if source is checkpoint else None
+                framer = Framer(cell.framing, load_tokenizer(source), dataset.labels, limits)
                 framed = [framer.frame(split) for split in (dataset.train, dataset.validation, dataset.test)]
-                if source is checkpoint:
-                    framer.check_within(vocabulary(checkpoint), chain(*framed), f"model={cell.model.title}")
+                framer.check(chain(*framed), f"model={cell.model.title}")
                 return [[(len(row), len(row.label)) for row in split] for split in framed]
 
             row_tokens = self._row_tokens(checkpoint, cell.model.attention)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ftmatrix.checkpoints import Limits
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError, DataError, ModelError
 
@@ -26,6 +27,8 @@ class Framing:
     """Write card_arrival as "card arrival", which tokenises into words."""
     max_length: int = 128
     """Longest sequence in tokens, label included; longer messages are cut at their end, and counted."""
+    end: str | None = None
+    r"""What ends an answer, such as \n, a line break: one token (None: the model's own end token)."""
 
     def check(self) -> None:
         """Refuse bad settings.
@@ -35,6 +38,8 @@ class Framing:
         """
         if self.template.count("{text}") != 1:
             raise ConfigError(f"framing.template={self.template!r}: must hold {{text}} exactly once")
+        if self.end == "":
+            raise ConfigError('framing.end is empty: name a text of one token, such as "\\n", or null')
         if self.max_length < 16:
             raise ConfigError(f"framing.max_length={self.max_length}: must be at least 16 tokens")
 
@@ -55,12 +60,33 @@ class Example:
 
 
 class Framer:
-    """Frames messages for one tokenizer and label set, and reads answers back."""
+    """Frames messages for one tokenizer and label set, and reads answers back. `limits` are those of the model.
 
-    def __init__(self, framing: Framing, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> None:
-        self.framing, self.tokenizer, self.labels = framing, tokenizer, tuple(labels)
-        self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+    Raises:
+        ConfigError: the template and the longest label leave no room for a message.
+        DataError: a label can't be told from another, or can't be written.
+        ModelError: the model has no embedding for the end token.
+    """
+
+    def __init__(
+        self,
+        framing: Framing,
+        tokenizer: "PreTrainedTokenizerBase",
+        labels: Sequence[str],
+        limits: Limits | None = None,
+    ) -> None:
+        self.framing, self.tokenizer, self.labels, self.limits = framing, tokenizer, tuple(labels), limits
+        self.positions = limits.positions if limits else None
+        self.max_length = min(framing.max_length, self.positions or framing.max_length)
+        """Longest sequence in tokens, label included: what is asked for, or what the model has positions for."""
+        self.eos_id = _end_token(framing, tokenizer)
+        if limits and self.eos_id >= limits.vocabulary:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the end token is {self.eos_id}, but the model's vocabulary ends at "
+                f"{limits.vocabulary - 1}; save the model with resize_token_embeddings, or take the tokenizer it was "
+                "trained with"
+            )
+        self.pad_id: int = self._known(tokenizer.pad_token_id, self.eos_id)
         self.cut: set[str] = set()
         """Messages that didn't fit and lost their end."""
         self._label_of_text: dict[str, str] = {}
@@ -76,11 +102,19 @@ class Framer:
             self._label_of_text[text] = label
         self.label_ids = {label: self._encode_label(label) for label in labels}
         before, after = framing.template.split("{text}")
-        self._begin = [token for token in tokenizer("")["input_ids"] if token != self.eos_id]  # the begin token, if any
+        begin = tokenizer("")["input_ids"]  # the begin token, if any
+        ends = (self.eos_id, tokenizer.eos_token_id)
+        self._begin = [token for token in begin if token not in ends and self._known(token, self.eos_id) == token]
         self._before = [*self._begin, *tokenizer(before, add_special_tokens=False)["input_ids"]]
         self._after = tokenizer(after, add_special_tokens=False)["input_ids"]
-        self._room = framing.max_length - self.longest_label - len(self._before) - len(self._after)
+        self._room = self.max_length - self.longest_label - len(self._before) - len(self._after)
         if self._room < LEAST_ROOM:
+            if self.max_length < framing.max_length:
+                raise ModelError(
+                    f"{tokenizer.name_or_path}: of the model's {self.max_length} positions the template and the "
+                    f"longest label leave {self._room} for the message, which needs {LEAST_ROOM}; shorten them, or "
+                    "take another model"
+                )
             raise ConfigError(
                 f"framing.max_length={framing.max_length}: beside the template and the longest label, {self._room} "
                 f"tokens are left for the message; take at least {framing.max_length - self._room + LEAST_ROOM}"
@@ -103,22 +137,26 @@ class Framer:
         """Running text in windows of `PASSAGE_TOKENS`, each to be predicted from its first token on."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         begin = tuple(self._begin)
-        starts = range(0, len(ids) - 1, PASSAGE_TOKENS)
-        windows = [tuple(ids[start : start + PASSAGE_TOKENS]) for start in starts]
+        width = min(PASSAGE_TOKENS, (self.positions or PASSAGE_TOKENS + len(begin)) - len(begin))
+        windows = [tuple(ids[start : start + width]) for start in range(0, len(ids) - 1, width)]
         return [Example((*begin, window[0]), window[1:]) for window in windows if len(window) > 1]
 
-    def check_within(self, vocabulary: int, examples: Iterable[Example], where: str) -> None:
+    def check(self, examples: Iterable[Example], where: str) -> None:
         """Refuse tokens that the model has no embedding for.
 
         Raises:
             ModelError: the tokenizer is another model's.
         """
         highest = max(max(*example.prompt, *example.label) for example in examples)
-        if highest >= vocabulary:
+        if self.limits and highest >= self.limits.vocabulary:
             raise ModelError(
-                f"{where}: its tokenizer uses token {highest}, but its vocabulary ends at {vocabulary - 1}; take the "
-                "tokenizer that belongs to the model"
+                f"{where}: its tokenizer uses token {highest}, but its vocabulary ends at "
+                f"{self.limits.vocabulary - 1}; take the tokenizer that belongs to the model"
             )
+
+    def _known(self, token: int | None, otherwise: int) -> int:
+        """A special token, if the tokenizer has it and the model an embedding for it."""
+        return otherwise if token is None or (self.limits and token >= self.limits.vocabulary) else token
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt's token ids of each text, cut so that every label still fits.
@@ -133,6 +171,11 @@ class Framer:
         """The label that generated ids spell, or None where they spell none. Ids end before the end token."""
         return self._label_of_text.get(self.text(ids))
 
+    def begin_of(self, ids: Sequence[int]) -> str | None:
+        """The label, the longest one, that generated ids begin with; None where there is none."""
+        begun = [label for label, own in self.label_ids.items() if tuple(ids[: len(own) - 1]) == own[:-1]]
+        return max(begun, key=lambda label: len(self.label_ids[label]), default=None)
+
     def text(self, ids: Iterable[int]) -> str:
         """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -144,3 +187,19 @@ class Framer:
                 f"label {label!r}: this tokenizer can't write it (it reads back as {self.text(ids)!r}); rename it"
             )
         return (*ids, self.eos_id)
+
+
+def _end_token(framing: Framing, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that ends an answer.
+
+    Raises:
+        ConfigError: `framing.end` isn't one token.
+    """
+    if framing.end is None:
+        return int(tokenizer.eos_token_id)
+    ids = tokenizer(framing.end.replace("\\n", "\n"), add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ConfigError(
+            f"framing.end={framing.end!r}: must be one token; this model's tokenizer makes {len(ids)} of it"
+        )
+    return int(ids[0])

@@ -2,16 +2,24 @@
 
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
 from ftmatrix import host
 from ftmatrix.errors import UnsupportedError
+
+PROCESS_BYTES = 600 * 2**20
+"""What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
+KERNELS_BYTES = 128 * 2**20
+"""What of that is left where the free memory of a GPU is read by a process that has a context itself: kernels that are
+loaded as they are needed."""
+ANSWER_SECONDS = 120
+"""How long a device may take to tell of itself."""
 
 
 class Device(Enum):
@@ -22,6 +30,10 @@ class Device(Enum):
     xpu = "xpu"
     mps = "mps"
     cpu = "cpu"
+
+
+VISIBLE = {Device.cuda: "CUDA_VISIBLE_DEVICES", Device.xpu: "ZE_AFFINITY_MASK"}
+"""The variables by which a process is shown some of a machine's GPUs alone. Ray and Slurm set them too."""
 
 
 class Precision(Enum):
@@ -39,14 +51,27 @@ class Precision(Enum):
 
 
 @dataclass(frozen=True)
+class Card:
+    """One of a machine's GPUs: the name by which a process is shown it alone, and what of its memory was free."""
+
+    name: str
+    free_bytes: int
+
+
+@dataclass(frozen=True)
 class Accelerator:
-    """The device that a cell runs on: its memory in all, and what of it was free when it was looked at."""
+    """The device that a cell runs on: its memory in all, and what of it was free when it was looked at.
+
+    `beside_bytes` is what a process takes of that beside its tensors, `cards` all GPUs of its kind that are here.
+    """
 
     device: Device
     name: str
     memory_bytes: int | None
     has_bf16: bool
     free_bytes: int | None = field(default=None, compare=False)
+    beside_bytes: int = field(default=PROCESS_BYTES, compare=False)
+    cards: tuple[Card, ...] = field(default=(), compare=False)
 
     @property
     def kind(self) -> str:
@@ -105,7 +130,37 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     if not available[wanted]:
         here = ", ".join(device.value for device, there in available.items() if there)
         raise UnsupportedError(f"device={wanted.value} isn't available on this machine; available: {here}")
-    return ask_child(wanted) if wanted in (Device.cuda, Device.xpu) else describe(wanted)
+    if wanted not in VISIBLE:
+        return describe(wanted)
+    found = ask_child(wanted)
+    alike = [(name, one) for name, one in zip(visible_names(wanted, len(found)), found, strict=True) if one == found[0]]
+    cards = tuple(Card(name, one.free_bytes or 0) for name, one in alike)
+    return replace(found[0], free_bytes=_most_free(cards, 1), cards=cards)
+
+
+def visible_names(device: Device, count: int) -> list[str]:
+    """What this process's GPUs are called where it was shown some of the machine's alone, else their numbers."""
+    shown = os.environ.get(VISIBLE[device], "")
+    names = [name.strip() for name in shown.split(",") if name.strip()]
+    return names[:count] if len(names) >= count else [str(index) for index in range(count)]
+
+
+def visible(device: Device, names: Sequence[str]) -> dict[str, str]:
+    """The environment of a process that is to see these cards alone."""
+    return {VISIBLE[device]: ",".join(names)} if names and device in VISIBLE else {}
+
+
+def is_there(device: Device, name: str) -> bool:
+    """Whether a card, by its name, can still be started."""
+    try:
+        return bool(ask_child(device, visible(device, [name])))
+    except UnsupportedError:
+        return False
+
+
+def _most_free(cards: Sequence[Card], count: int) -> int:
+    """What each of so many cards has free at least, were the best taken."""
+    return sorted((card.free_bytes for card in cards), reverse=True)[count - 1]
 
 
 def share_of(accelerator: Accelerator, devices: int) -> Accelerator:
@@ -114,23 +169,15 @@ def share_of(accelerator: Accelerator, devices: int) -> Accelerator:
     Raises:
         UnsupportedError: there aren't so many.
     """
-    import torch
-
     if devices == 1:
         return accelerator
     if accelerator.device is Device.cpu:
         return divided(accelerator, devices)
-    there = 1 if accelerator.device is Device.mps else getattr(torch, accelerator.kind).device_count()
-    if devices > there:
+    if devices > (there := len(accelerator.cards) or 1):
         raise UnsupportedError(
             f"devices={devices}: {there} of device={accelerator.kind} here; device=cpu has processes"
         )
-    all_of_them = [accelerator, *(ask_child(accelerator.device, index) for index in range(1, devices))]
-    return replace(
-        accelerator,
-        has_bf16=all(one.has_bf16 for one in all_of_them),
-        free_bytes=min((one.free_bytes for one in all_of_them if one.free_bytes is not None), default=None),
-    )
+    return replace(accelerator, free_bytes=_most_free(accelerator.cards, devices))
 
 
 def divided(accelerator: Accelerator, processes: int) -> Accelerator:
@@ -148,16 +195,19 @@ def describe(device: Device, index: int = 0) -> Accelerator:
         case Device.cuda:
             properties = torch.cuda.get_device_properties(index)
             has_bf16 = properties.major >= 8 or torch.version.hip is not None
+            free_bytes = torch.cuda.mem_get_info(index)[0]
             return Accelerator(
-                device, properties.name, properties.total_memory, has_bf16, torch.cuda.mem_get_info(index)[0]
+                device, properties.name, properties.total_memory, has_bf16, free_bytes, beside_bytes=KERNELS_BYTES
             )
         case Device.xpu:
             card = torch.xpu.get_device_properties(index)
             free_bytes = torch.xpu.mem_get_info(index)[0]
-            return Accelerator(device, card.name, card.total_memory, has_bf16=True, free_bytes=free_bytes)
+            return Accelerator(
+                device, card.name, card.total_memory, True, free_bytes=free_bytes, beside_bytes=KERNELS_BYTES
+            )
         case Device.mps:
             memory_bytes = torch.mps.recommended_max_memory()
-            return Accelerator(device, platform.processor() or "Apple", memory_bytes, True, memory_bytes)
+            return Accelerator(device, host.processor_name(), memory_bytes, True, memory_bytes)
         case _:
             return Accelerator(device, host.processor_name(), host.memory_bytes(), False, host.free_bytes())
 
@@ -169,20 +219,35 @@ def imagine(device: Device, memory_bytes: int) -> Accelerator:
     return Accelerator(device, name, memory_bytes, has_bf16=device is not Device.cpu, free_bytes=memory_bytes)
 
 
-def ask_child(device: Device, index: int = 0) -> Accelerator:
-    """The facts of a device, found out by a process that ends at once.
+def ask_child(device: Device, environment: Mapping[str, str] | None = None) -> list[Accelerator]:
+    """The facts of each device of a kind, found out by a process that ends at once, with this added to its environment.
 
     Raises:
         UnsupportedError: the device can't be started.
     """
     program = (
-        "import json, dataclasses; from ftmatrix.hardware import Device, describe;"
-        f"print(json.dumps(dataclasses.asdict(describe(Device.{device.value}, {index})) | {{'device': None}}))"
+        "import json, dataclasses; from ftmatrix.hardware import Device, count, describe;"
+        f"found = [describe(Device.{device.value}, index) for index in range(count(Device.{device.value}))];"
+        "print(json.dumps([dataclasses.asdict(one) | {'device': None, 'cards': ()} for one in found]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    asked = [sys.executable, "-c", program]
+    environ = os.environ | (environment or {})
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, env=environ, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UnsupportedError(f"device={device.value} doesn't answer within {ANSWER_SECONDS} s") from error
     if done.returncode:
-        raise UnsupportedError(f"device={device.value} can't be started: {done.stderr.strip().splitlines()[-1]}")
-    return Accelerator(**(json.loads(done.stdout.splitlines()[-1]) | {"device": device}))
+        last = (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
+        raise UnsupportedError(f"device={device.value} can't be started: {last}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [Accelerator(**(one | {"device": device, "cards": ()})) for one in found]
+
+
+def count(device: Device) -> int:
+    """How many devices of a kind there are."""
+    import torch
+
+    return int(getattr(torch, device.value).device_count()) if device in VISIBLE else 1
 
 
 def seed_everything(seed: int, device: Device) -> None:
@@ -194,8 +259,22 @@ def seed_everything(seed: int, device: Device) -> None:
     numpy.random.seed(seed)
     if device is not Device.cpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)  # more than a warning: attention has a mode that only this turns on
+        # what is filled with NaN first would be each weight that QLoRA dequantises, twice a step
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
+
+
+def is_indeterministic(error: BaseException) -> bool:
+    """Whether an operation says that it gives other sums each time on this device."""
+    return isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error)
+
+
+def allow_other_sums() -> None:
+    """Take kernels that give other sums each time, where there are no others."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def use_threads(count: int) -> None:

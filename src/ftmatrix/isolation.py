@@ -3,47 +3,110 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from ftmatrix import child
 from ftmatrix.child import OTHER_DIED, Began, Ended, Event, Stepped
-from ftmatrix.hardware import Device, Rank
+from ftmatrix.errors import ConfigError
+from ftmatrix.hardware import VISIBLE, Card, Device, Rank, visible
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Outcome, Phase
 
+FORKSERVER, SPAWN = "forkserver", "spawn"
 DEATH_SECONDS = 10
 """How long it may take to see which process of a cell has died."""
 
 
 def warm_up(cells: Sequence[ReadyCell]) -> None:
-    """Start the server that cells are forked from. It imports what they need once, while the caller goes on."""
+    """Start the server that cells are forked from. It imports what they need once, while the caller goes on.
+
+    Raises:
+        ConfigError: FTMATRIX_START_METHOD is unknown.
+    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name: what fits in the rehearsal is to fit to the end
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
-    adapted = any(cell.cell.method.trains_adapters and cell.accelerator.device is Device.cpu for cell in cells)
+    if preferred_start() == SPAWN:
+        return
+    on_cpu = all(cell.accelerator.device is Device.cpu for cell in cells)
+    adapted = on_cpu and any(cell.cell.method.trains_adapters for cell in cells)
     preloaded = ["ftmatrix.preload", *(["ftmatrix.preload_adapters"] if adapted else [])]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits this: Ctrl-C is the caller's affair
-    try:
+    with _interrupts_held():
         forkserver.ensure_running()
+
+
+def preferred_start() -> str:
+    """How cells' processes start on this system: from a server that has all imports, or anew.
+
+    Apple's libraries can't be used after a fork. FTMATRIX_START_METHOD asks for one of the two.
+
+    Raises:
+        ConfigError: it asks for another.
+    """
+    asked = os.environ.get("FTMATRIX_START_METHOD", FORKSERVER if sys.platform == "linux" else SPAWN)
+    if asked not in (FORKSERVER, SPAWN):
+        raise ConfigError(f"FTMATRIX_START_METHOD={asked}: must be {FORKSERVER} or {SPAWN}")
+    return asked
+
+
+def start_method(device: Device) -> str:
+    """How the process of a cell on a device starts."""
+    preferred = preferred_start()
+    return SPAWN if preferred == FORKSERVER and device in VISIBLE and not forks_well() else preferred
+
+
+@cache
+def forks_well() -> bool:
+    """Whether what is forked from the server can start a GPU. It can't where counting them has started the driver there
+    (MIG names, no NVML).
+    """
+    context: Any = multiprocessing.get_context(FORKSERVER)
+    listening, speaking = context.Pipe(duplex=False)
+    asked = context.Process(target=child.tell_of_fork, args=(speaking,), daemon=True)
+    asked.start()
+    speaking.close()
+    try:
+        return bool(listening.recv())
+    except EOFError:
+        return False
     finally:
-        signal.signal(signal.SIGINT, handler)
+        asked.join()
+        listening.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """What starts within never hears of Ctrl-C, which is the caller's affair; the caller does, afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class CellProcess:
     """A cell that runs in a child. `connection` becomes readable when there is an event, or when the child is gone.
 
-    A cell on several devices has a child for each; the first speaks for all.
+    A cell on several devices has a child for each; the first speaks for all. The children see `cards` alone of the
+    machine's GPUs. `main` is what they run in the place of `child.main`.
     """
 
-    def __init__(self, ready: ReadyCell) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.ready = ready
+    def __init__(self, ready: ReadyCell, cards: Sequence[Card] = (), main: Callable[..., None] | None = None) -> None:
+        context: Any = multiprocessing.get_context(start_method(ready.accelerator.device))
+        self.ready, self.cards = ready, tuple(cards)
         self.connection, theirs = context.Pipe(duplex=False)
         self.phase: Phase | None = None
         self._has_trained = False
@@ -54,13 +117,17 @@ class CellProcess:
         pipes = [context.Pipe(duplex=False) for _ in ranks[1:]]
         heard = [listening for listening, _ in pipes]
         speaking = [theirs, *(their for _, their in pipes)]
-        self._processes = [
-            context.Process(target=child.main, args=(ready, rank, own, () if rank.index else heard), daemon=True)
+        shown = visible(ready.accelerator.device, [card.name for card in cards])
+        self._processes: list[BaseProcess] = [
+            context.Process(
+                target=main or child.main, args=(ready, rank, own, () if rank.index else heard, shown), daemon=True
+            )
             for rank, own in zip(ranks, speaking, strict=True)
         ]
         try:
-            for process in self._processes:
-                process.start()
+            with _interrupts_held():
+                for process in self._processes:
+                    process.start()
         except BaseException:
             for process in self._processes:
                 if process.pid is not None:
@@ -72,7 +139,7 @@ class CellProcess:
                 connection.close()
 
     @property
-    def _first(self) -> "multiprocessing.process.BaseProcess":
+    def _first(self) -> BaseProcess:
         return self._processes[0]
 
     def receive(self) -> Event:

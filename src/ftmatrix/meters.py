@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import psutil
+
 from ftmatrix import resident
 from ftmatrix.hardware import Accelerator, Device
 from ftmatrix.records import PhasePeak
+
+SAMPLE_SECONDS = 0.01
 
 
 class MemoryMeter:
@@ -92,18 +96,19 @@ class MemoryMeter:
     def _sampled(self, name: str) -> Iterator[Callable[[], PhasePeak]]:
         import torch
 
-        highest = torch.mps.driver_allocated_memory()
+        allocated, reserved = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
         done = threading.Event()
 
         def sample() -> None:
-            nonlocal highest
-            while not done.wait(0.01):
-                highest = max(highest, torch.mps.driver_allocated_memory())
+            nonlocal allocated, reserved
+            while not done.wait(SAMPLE_SECONDS):
+                allocated = max(allocated, torch.mps.current_allocated_memory())
+                reserved = max(reserved, torch.mps.driver_allocated_memory())  # with the pool that it keeps
 
         sampler = threading.Thread(target=sample, daemon=True)
         sampler.start()
         try:
-            yield lambda: PhasePeak(name, highest, "mps driver allocation, sampled every 10 ms")
+            yield lambda: PhasePeak(name, allocated, "mps allocated, sampled every 10 ms", reserved)
         finally:
             done.set()
             sampler.join()
@@ -146,3 +151,23 @@ class Stopwatch:
             return self.seconds
         name, started = self._present
         return self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
+
+
+class Neighbours:
+    """What other processes take of this machine's CPU cores meanwhile."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def cores(self) -> float | None:
+        """Cores that others kept busy since this was made, as a mean; None where the system doesn't tell."""
+        spans = [now - before for now, before in zip(self._now(), self._before, strict=True)]
+        wall, busy, own = spans
+        return max(busy - own, 0.0) / wall if wall > 0 and busy > 0 else None
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds of the clock, of all cores at work, and of this process."""
+        whole = psutil.cpu_times()
+        idle = whole.idle + getattr(whole, "iowait", 0.0)
+        guests = getattr(whole, "guest", 0.0) + getattr(whole, "guest_nice", 0.0)  # they are counted as user's too
+        return time.perf_counter(), sum(whole) - idle - guests, time.process_time()

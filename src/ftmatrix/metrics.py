@@ -27,6 +27,7 @@ def result_metrics(result: CellResult) -> dict[str, float]:
     values: dict[str, float | None] = {
         "val_nll_initial": result.val_nll_initial,
         "tokens_per_second": result.tokens_per_second,
+        "neighbour_cores": result.neighbour_cores,
         "parameters": result.parameters,
         "trainable_parameters": result.trainable_parameters,
         "steps": result.steps or None,
@@ -74,7 +75,15 @@ def result_metrics(result: CellResult) -> dict[str, float]:
 def _evaluation_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float | None]:
     values: dict[str, float | None] = {
         f"{prefix}{name}": getattr(evaluation, name)
-        for name in ("accuracy", "accuracy_constrained", "accuracy_common", "macro_f1", "invalid_rate", "nll")
+        for name in (
+            "accuracy",
+            "accuracy_constrained",
+            "accuracy_common",
+            "macro_f1",
+            "invalid_rate",
+            "unended_rate",
+            "nll",
+        )
     }
     values |= {f"{prefix}{name}": value for name, value in evaluation.scores.items() if not math.isnan(value)}
     values |= {f"{prefix}messages": evaluation.messages, f"{prefix}messages_common": evaluation.common_messages}

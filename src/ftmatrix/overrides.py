@@ -17,7 +17,7 @@ GROUPS = ("method", "model", "data")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Our own short forms as Hydra knows them: `experiment=STUDY`, `experiment=STUDY/GRID` and `n_jobs=N`.
+    """Our own short forms as Hydra knows them: `experiment=STUDY`, `experiment=STUDY/GRID`, `n_jobs=N`, `grids=[...]`.
 
     Raises:
         ConfigError: there is no such study.
@@ -31,6 +31,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
             argument = f"+experiments={known[value]}"
         elif key == "n_jobs":
             argument = f"hydra.launcher.{argument}"
+        elif key == "grids":
+            argument = f"hydra.sweeper.{argument}"
         expanded.append(argument)
     return expanded
 
@@ -59,7 +61,7 @@ def keys() -> set[str]:
     for group, schemas in nested.items():
         for schema in schemas:
             found |= set(_dotted(schema, f"{group}."))
-    return found | {"experiment", "n_jobs"}
+    return found | {"experiment", "n_jobs", "grids"}
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:

@@ -90,6 +90,12 @@ def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
     if peaks:
         peak, title = max(peaks, key=lambda found: found[0])
         lines.append(f"Highest peak of what would run: {title}, {gibibytes(peak)}.")
+    for there in dict.fromkeys(item.prepared.accelerator for item in running if isinstance(item.prepared, ReadyCell)):
+        if cards := there.cards:
+            free = ", ".join(f"{card.name}: {gibibytes(card.free_bytes)}" for card in cards)
+            lines.append(f"{len(cards)} x {there.name}, free on each: {free}.")
+    if any(item.forecast and item.forecast.is_bound for item in planned):
+        lines.append("≤: a bound, because what a process needs beside its tensors weighs most in so small a cell.")
     if any(isinstance(item.prepared, UnfetchedCell) and item.forecast for item in planned):
         lines.append(
             "≤: a bound, counted with a tokenizer of few words or, without the data, at framing.max_length; exact once "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from ftmatrix.advice import RESERVE_BYTES, advise, fits, phase_bytes
+from ftmatrix.advice import advise, fits, phase_bytes
 from ftmatrix.config import Cell
 from ftmatrix.errors import FtmatrixError, UnforeseenError
 from ftmatrix.forecasting import Forecaster
@@ -40,10 +40,10 @@ class Planned:
 
     @property
     def peak(self) -> str:
-        """The forecast in words; `≤` where it is a bound, because not all of the cell is on this machine."""
+        """The forecast in words; `≤` where it is a bound: the cell is small, or not all of it is on this machine."""
         if self.forecast is None:
             return UNKNOWN
-        bound = "≤ " if isinstance(self.prepared, UnfetchedCell) else ""
+        bound = "≤ " if self.forecast.is_bound or isinstance(self.prepared, UnfetchedCell) else ""
         return f"{bound}{gibibytes(self.forecast.most_bytes)}"
 
     @property
@@ -63,7 +63,7 @@ class Planned:
             case FailedCell(result=result):
                 return result.outcome.value
             case UnfetchedCell(accelerator=device, forecast=Forecast() as forecast) if not fits(
-                forecast.most_bytes, device.free_bytes
+                forecast.most_bytes, device
             ):
                 return "may not fit"
             case UnfetchedCell(cell=cell):
@@ -135,22 +135,22 @@ def _forecast(known: ReadyCell | UnfetchedCell, forecaster: Forecaster, clock: "
         return Planned(known, seconds=seconds, unforeseen=str(error))
     except FtmatrixError as error:
         return Planned(FailedCell(known.cell, CellResult(error.outcome, str(error))))
-    free = known.accelerator.free_bytes
-    if known.cell.fit_check and free is not None and not fits(forecast.most_bytes, free):
-        return Planned(_refused(known, forecast, forecaster, free))
+    if known.cell.fit_check and not fits(forecast.most_bytes, known.accelerator):
+        return Planned(_refused(known, forecast, forecaster))
     return Planned(replace(known, forecast=forecast), seconds=seconds)
 
 
 def _refused(
-    known: ReadyCell | UnfetchedCell, forecast: Forecast, forecaster: Forecaster, free: int
+    known: ReadyCell | UnfetchedCell, forecast: Forecast, forecaster: Forecaster
 ) -> FailedCell | UnfetchedCell:
     """A cell that won't fit, or of which it is only known that it may not."""
-    large = [phase for phase in (Phase.TRAIN, Phase.EVALUATE) if not fits(phase_bytes(forecast, phase), free)]
+    there = known.accelerator
+    large = [phase for phase in (Phase.TRAIN, Phase.EVALUATE) if not fits(phase_bytes(forecast, phase), there)]
     phase = max(large, key=lambda phase: phase_bytes(forecast, phase))
-    sizes = f"{gibibytes(forecast.most_bytes)} and {gibibytes(RESERVE_BYTES)} for the process"
-    advice = advise(known, large, forecaster, free)
-    rest = f"{gibibytes(free)} of {known.accelerator.name} are free; {advice}"
-    if isinstance(known, UnfetchedCell) and fits(forecast.parts.total_bytes, free):
+    sizes = f"{gibibytes(forecast.most_bytes)} and {gibibytes(there.beside_bytes)} for the process"
+    advice = advise(known, large, forecaster)
+    rest = f"{gibibytes(there.free_bytes or 0)} of {there.name} are free; {advice}"
+    if isinstance(known, UnfetchedCell) and fits(forecast.parts.total_bytes, there):
         reason = f"{phase.doing} needs at most {sizes}; {rest}; {known.reason}"
         return replace(known, forecast=forecast, reason=reason)
     reason = f"{phase.doing} needs about {sizes}; {rest}; fit_check=false tries it nevertheless"
@@ -185,23 +185,24 @@ def _total(row: Row) -> float:
 
 
 def side_by_side(planned: Sequence[Planned], n_jobs: int | str | None) -> int:
-    """How many cells to run at once: as asked, or as many as fit (`auto`; on an accelerator one, unless asked)."""
+    """How many cells to run at once: as asked, or as many as fit on a CPU, or as there are cards for (`auto`)."""
     if isinstance(n_jobs, int):
         return n_jobs
     running = [item.prepared for item in planned if item.runs and isinstance(item.prepared, ReadyCell)]
-    on_cpu = all(ready.accelerator.device is Device.cpu for ready in running)
-    return pack(running, usable_cores()) if on_cpu or n_jobs == "auto" else 1
+    if all(ready.accelerator.device is Device.cpu for ready in running):
+        return pack(running, usable_cores())
+    on_cards = [ready for ready in running if ready.accelerator.device is not Device.cpu]
+    return max(1, min(len(running), *(len(ready.accelerator.cards) // ready.cell.devices for ready in on_cards)))
 
 
 def pack(cells: Sequence[ReadyCell], cores: int) -> int:
-    """How many cells cores and free memory have room for, were the largest ones to meet."""
+    """How many cells a CPU's cores and free memory have room for, were the largest ones to meet."""
     if not cells:
         return 1
-    by_cores = cores // max(
-        ready.threads * ready.cell.devices if ready.accelerator.device is Device.cpu else 1 for ready in cells
-    )
+    by_cores = cores // max(ready.threads * ready.cell.devices for ready in cells)
     free = min((ready.accelerator.free_bytes for ready in cells if ready.accelerator.free_bytes), default=None)
-    peaks = sorted((ready.forecast.most_bytes + RESERVE_BYTES for ready in cells if ready.forecast), reverse=True)
+    sizes = ((ready.forecast.most_bytes, ready.accelerator.beside_bytes) for ready in cells if ready.forecast)
+    peaks = sorted(map(sum, sizes), reverse=True)
     jobs = max(1, min(by_cores, len(cells)))
     while free is not None and jobs > 1 and sum(peaks[:jobs]) > free:
         jobs -= 1

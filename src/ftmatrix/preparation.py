@@ -13,9 +13,11 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.config import Cell, goal_of, parse_bytes, plain, settled_uri
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
+from ftmatrix.foreign import FOUR_BITS, quantized_by
 from ftmatrix.hardware import Accelerator, Device, Precision, divided, imagine, pick, share_of
 from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
+from ftmatrix.models import settled_attention
 from ftmatrix.records import CellResult, Forecast, Outcome
 
 RESULT_VERSION = 7
@@ -36,6 +38,8 @@ class ReadyCell:
     precision_reason: str
     threads: int
     forecast: Forecast | None = None
+    shares_card: bool = False
+    """Whether another cell may run on the same GPU meanwhile."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -51,7 +55,7 @@ class ReadyCell:
             "data": [self.dataset.digest, cell.data.common_intents, cell.data.confusion_pair],
             "axes": [cell.lr, cell.seed],
             "training": plain(cell.training) | {"precision": self.precision.value},
-            "framing": plain(cell.framing),
+            "framing": {key: value for key, value in plain(cell.framing).items() if (key, value) != ("end", None)},
             "evaluation": plain(cell.evaluation),
             "device": [self.accelerator.kind, self.accelerator.name],
             "threads": self.threads if self.accelerator.device is Device.cpu else None,
@@ -187,17 +191,23 @@ def _prepare(cell: Cell, shared: Shared, *, fetch: bool) -> ReadyCell | Unfetche
         accelerator = shared(lambda: share_of(one, cell.devices), "devices", cell.device, cell.devices)
     if unsupported := cell.method.unsupported_on(accelerator):
         raise UnsupportedError(f"method={cell.method.name}: {unsupported}")
-    if cell.device_memory is None and (unsupported := cell.model.unsupported_on(accelerator)):
-        raise UnsupportedError(f"model.attention={cell.model.attention}: {unsupported}")
     precision, reason = accelerator.suitable(cell.training.precision)
+    if cell.device_memory is None and (unsupported := cell.model.unsupported_on(accelerator, precision)):
+        raise UnsupportedError(f"model.attention={cell.model.attention}: {unsupported}")
     checkpoint, no_model = _fetched(lambda: shared(lambda: cell.model.locate(fetch=fetch), "model", plain(cell.model)))
     dataset, no_data = _fetched(lambda: shared(lambda: cell.data.load(fetch=fetch), "data", plain(cell.data)))
     if checkpoint is None or dataset is None:
         outline = checkpoint or shared(cell.model.architecture, "architecture", plain(cell.model))
         missing = "; ".join(filter(None, (no_model, no_data)))
         return UnfetchedCell(cell, outline, dataset, accelerator, precision, missing)
+    if (by := quantized_by(checkpoint.folder)) and (by != FOUR_BITS or not cell.method.quantizes):
+        way_out = "take the unquantised base" + (", or method=qlora" if by == FOUR_BITS else "")
+        raise UnsupportedError(f"model={cell.model.title}: already quantised by {by}; {way_out}")
+    attention = shared(
+        lambda: settled_attention(checkpoint, cell.model.attention), "attention", checkpoint, cell.model.attention
+    )
     return ReadyCell(
-        cell,
+        replace(cell, model=replace(cell.model, attention=attention)),
         checkpoint,
         dataset,
         accelerator,

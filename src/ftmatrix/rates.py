@@ -30,7 +30,7 @@ class Sample:
     accuracy: Matrix
     nll: Matrix
     nll_initial: Matrix
-    unstable: Matrix
+    unusable: Matrix
     diverged: Matrix
 
     @classmethod
@@ -41,20 +41,20 @@ class Sample:
             accuracy=curve.matrix("val_accuracy"),
             nll=curve.matrix("val_nll"),
             nll_initial=curve.matrix("val_nll_initial"),
-            unstable=curve.unstable(),
+            unusable=curve.unusable(),
             diverged=curve.diverged(),
         )
 
     def seeds(self, chosen: Sequence[int]) -> "Sample":
         """The same rates over other seeds, by position; repeats are allowed."""
         columns = numpy.asarray(chosen)
-        matrices = (self.accuracy, self.nll, self.nll_initial, self.unstable, self.diverged)
+        matrices = (self.accuracy, self.nll, self.nll_initial, self.unusable, self.diverged)
         return Sample(self.rates, *(matrix[:, columns] for matrix in matrices))
 
     def among(self, rates: Sequence[float]) -> "Sample":
         """The same seeds over some of the rates."""
         lines = [index for index, rate in enumerate(self.rates) if any(math.isclose(rate, one) for one in rates)]
-        matrices = (self.accuracy, self.nll, self.nll_initial, self.unstable, self.diverged)
+        matrices = (self.accuracy, self.nll, self.nll_initial, self.unusable, self.diverged)
         return Sample(self.rates[lines], *(matrix[lines] for matrix in matrices))
 
     @property
@@ -127,8 +127,8 @@ def degraded(sample: Sample) -> list[bool]:
 
 
 def window(sample: Sample) -> Window | None:
-    """The stable window; None where already the best rate has too many unstable runs."""
-    shares = _means(sample.unstable)
+    """The stable window; None where already the best rate has too many runs that broke or learned nothing."""
+    shares = _means(sample.unusable)
     inside = [share <= UNSTABLE_SHARE and not bad for share, bad in zip(shares, degraded(sample), strict=True)]
     low = high = best(sample)
     if not inside[low]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+TRIGGER_TAG = "stability.trigger"
+NOTES_BETWEEN = "; "
+"""Parts the notes of a run in its tag."""
 WEIGHTS_TAG = "weights"
 """Set on a run that keeps its fine-tuned weights."""
 KEY_TAG = "record"
@@ -113,11 +116,11 @@ class RunWriter:
             tags["stability"] = result.stability.verdict.value
             if result.stability.series:
                 at = "the end" if result.stability.step is None else f"step {result.stability.step}"
-                tags["stability.trigger"] = f"{result.stability.series}={result.stability.value:g} at {at}"
+                tags[TRIGGER_TAG] = f"{result.stability.series}={result.stability.value:g} at {at}"
         if result.peaks:
             tags["memory.counts"] = result.peaks[-1].counts
         if result.notes:
-            tags["notes"] = "; ".join(result.notes)
+            tags["notes"] = NOTES_BETWEEN.join(result.notes)
         self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         if result.outcome is Outcome.COMPLETED:
             self.client.set_tag(self.run_id, "complete", "true")
@@ -180,6 +183,7 @@ def tags_of(prepared: Prepared, sweep: str) -> dict[str, str]:
             "data.digest": prepared.dataset.digest,
             "device": prepared.device,
             "precision": prepared.precision.value,
+            "threads": str(prepared.threads),
         }
         tags |= {f"version.{name}": version for name, version in versions(cell.method).items()}
     return tags

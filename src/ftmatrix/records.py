@@ -30,9 +30,18 @@ class Verdict(StrEnum):
     """Stability of a completed run, from best to worst."""
 
     STABLE = "stable"
+    UNDECIDED = "undecided"
+    """Too few validation messages to say whether anything was learned."""
+    NOT_LEARNED = "not_learned"
+    """No better than the most frequent intent, and no sign of damage: too low a rate or too few steps."""
     SPIKY = "spiky"
     COLLAPSED = "collapsed"
     DIVERGED = "diverged"
+
+    @property
+    def is_unstable(self) -> bool:
+        """Whether something broke. Too little isn't broken."""
+        return self in (Verdict.SPIKY, Verdict.COLLAPSED, Verdict.DIVERGED)
 
 
 class Phase(StrEnum):
@@ -91,6 +100,8 @@ class Prediction:
     valid: bool
     nll: float
     """Mean negative log-likelihood in nats of the gold label's tokens."""
+    begins: str | None = None
+    """The label with which an answer outside the label set begins that didn't end there."""
 
     @property
     def correct(self) -> bool:
@@ -141,6 +152,8 @@ class Evaluation:
     pair: PairConfusion | None
     predictions: tuple[Prediction, ...]
     common_messages: int | None = None
+    unended_rate: float | None = None
+    """Share of the answers that begin with a label and don't end there."""
     scores: dict[str, float] = field(default_factory=dict)
     """Those of `ftmatrix.scores`, by name."""
 
@@ -209,6 +222,8 @@ class Forecast:
     peak_bytes: int
     parts: MemoryParts
     evaluate_bytes: int | None = None
+    is_bound: bool = False
+    """Whether that is the most that it may reach, because what it needs beside its tensors varies by more."""
 
     @property
     def most_bytes(self) -> int:
@@ -241,6 +256,8 @@ class CellResult:
     seconds: Durations | None = None
     steps: int = 0
     tokens_per_second: float | None = None
+    neighbour_cores: float | None = None
+    """CPU cores that other processes kept busy while the cell trained; None on other devices."""
     parameters: int | None = None
     trainable_parameters: int | None = None
     memory: MemoryParts | None = None

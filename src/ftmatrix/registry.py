@@ -96,6 +96,7 @@ def _served(store: Store, row: Row, settings: dict[str, Any], *, adapted: bool) 
         template=framing["template"],
         spaces_for_underscores=framing["spaces_for_underscores"],
         max_length=framing["max_length"],
+        end=framing.get("end"),
         precision=str(result.precision).split()[0],
         base=base if adapted else None,
         quantize=settings["method"].get("quantize", Quantization.none.value),

@@ -2,10 +2,10 @@
 
 import errno
 import gc
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,15 @@ from ftmatrix.distributed import Group
 from ftmatrix.drift import adapter_drift, trained_drift
 from ftmatrix.errors import FtmatrixError, StoppedError, first_line
 from ftmatrix.evaluation import Evaluator, score
+from ftmatrix.foreign import quantized_by
 from ftmatrix.framing import Framer
-from ftmatrix.hardware import seed_everything, use_threads
-from ftmatrix.meters import MemoryMeter, Stopwatch
-from ftmatrix.models import build_model, load_model, load_tokenizer
+from ftmatrix.hardware import Device, allow_other_sums, is_indeterministic, seed_everything, use_threads
+from ftmatrix.meters import MemoryMeter, Neighbours, Stopwatch
+from ftmatrix.models import build_model, limits_of, load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Durations, Evaluation, Forgetting, Outcome, Phase, Stability, Step, WeightDrift
 from ftmatrix.resumption import Progress, ProgressFile
+from ftmatrix.secondary import Secondary
 from ftmatrix.stability import assess
 from ftmatrix.training import Trainer, autocast, weights_are_finite
 
@@ -69,6 +71,9 @@ class CellRun:
         self.meter = MemoryMeter(ready.accelerator)
         self.watch = Stopwatch(ready.accelerator)
         self.file = ProgressFile(ready.progress, ready.cell.checkpoint_minutes)
+        self.secondary = Secondary()
+        self.varies: str | None = None
+        """An operation that gives other sums each time."""
 
     def run(self) -> Trained:
         """Load, evaluate, train, evaluate again; or go on where the cell's last process stopped.
@@ -81,9 +86,11 @@ class CellRun:
         ready, cell = self.ready, self.ready.cell
         seed_everything(cell.seed, ready.accelerator.device)
         with self._part(Phase.LOAD, "setup"):
-            framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels)
-            model = self._load()
+            tokenizer, limits = load_tokenizer(ready.checkpoint), limits_of(ready.checkpoint)
+            framer = Framer(cell.framing, tokenizer, ready.dataset.labels, limits)
             examples = framer.frame(ready.dataset.train)
+            framer.check(examples, f"model={cell.model.title}")
+            model = self.load()
             with autocast(ready.accelerator, ready.precision):
                 collator = Collator.suiting(model, framer.pad_id)
         evaluator = Evaluator(
@@ -106,7 +113,7 @@ class CellRun:
             precision=ready.precision,
             group=self.group,
         )
-        self._rehearse(evaluator, trainer)
+        self._deterministically(partial(self._rehearse, evaluator, trainer))
         saved = self.file.load()
         (one_has_none,) = self.group.any(saved is None)  # what not all can read, none goes on from
         if saved is None or one_has_none:
@@ -122,7 +129,10 @@ class CellRun:
                 trainer.restore(saved.state)
                 trainer.memory = before.memory
                 saved = None  # its copy of the weights
+            neighbours = Neighbours()
             steps = self._train(trainer, before)
+            alone_on_cpu = ready.accelerator.device is Device.cpu and self.group.is_alone
+            neighbour_cores = neighbours.cores() if alone_on_cpu else None
             warmup = cell.training.warmup_steps(trainer.total_steps)
             memory = trainer.memory
             del trainer  # its optimizer state is no part of the evaluation's peak
@@ -131,7 +141,7 @@ class CellRun:
             validation = self._evaluate(evaluator, "validation", ready.dataset.validation)
             test = self._evaluate(evaluator, "test", ready.dataset.test)
             text_nll = self._text_nll(evaluator)
-        drift = self._drift(model)
+        drift = self.secondary("weight drift", lambda: self._drift(model))
         weights = self.group.weights(model) if cell.save_model else None
         stability = self._stability(steps, warmup, before.val_nll_initial, validation, model)
         peaks = self.group.highest(self.meter.peaks)
@@ -147,6 +157,7 @@ class CellRun:
             seconds=Durations(seconds["setup"], seconds["train"], seconds["evaluate"]),
             steps=len(steps),
             tokens_per_second=sum(step.tokens for step in steps) / sum(step.seconds for step in steps),
+            neighbour_cores=neighbour_cores,
             parameters=ready.checkpoint.parameters,
             trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             memory=memory,
@@ -155,16 +166,28 @@ class CellRun:
             forgetting=_forgetting(before.text_nll_initial, text_nll),
             device=ready.device,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
-            notes=self._notes(framer, collator, drift, len(before.steps)),
+            notes=self._notes(framer, collator, len(before.steps)),
         )
         return Trained(result, model, framer, weights)
+
+    def _deterministically(self, rehearse: Callable[[], None]) -> None:
+        """Rehearse; an operation that gives other sums each time is taken where there is no other, and named."""
+        try:
+            rehearse()
+        except RuntimeError as error:
+            if not is_indeterministic(error):
+                raise
+            allow_other_sums()
+            self.varies = first_line(error).split(" does not have")[0]
+            rehearse()
 
     def _rehearse(self, evaluator: Evaluator, trainer: Trainer) -> None:
         """Take the cell's peaks before anything else: what doesn't fit is known at once, and the rest can be quick."""
         dataset = self.ready.dataset
-        text = general_text() if self.ready.cell.evaluation.forgetting else None
         with self._part(Phase.EVALUATE, "setup"):
-            evaluator.rehearse((dataset.validation, dataset.test), text)
+            evaluator.rehearse((dataset.validation, dataset.test))
+            if self.ready.cell.evaluation.forgetting:
+                self.secondary("forgetting", lambda: evaluator.rehearse_text(general_text()))
         with self._part(Phase.TRAIN, "setup"):
             trainer.rehearse()
         self.meter.hurry()
@@ -194,7 +217,7 @@ class CellRun:
                 raise StoppedError(f"stopped after step {step.index}; {GOES_ON if saved else NOT_SAVED}")
         return steps
 
-    def _load(self) -> nn.Module:
+    def load(self) -> nn.Module:
         """The model that the method trains."""
         ready, method = self.ready, self.ready.cell.method
         device = "cpu" if self.group.sharded else ready.accelerator.kind  # none has room for all of it
@@ -221,8 +244,12 @@ class CellRun:
         dtype = cell.method.weights_dtype(self.ready.precision)
         return build_model(self.ready.checkpoint, dtype=dtype, device=device, attention=cell.model.attention)
 
-    def _drift(self, model: nn.Module) -> WeightDrift | None:
-        """How far training moved the weights from where they came from."""
+    def _drift(self, model: nn.Module) -> WeightDrift:
+        """How far training moved the weights from where they came from.
+
+        Raises:
+            LookupError: the checkpoint's tensors have other names or shapes than the model's.
+        """
         if self.ready.cell.method.trains_adapters:
             return adapter_drift(model)
         if self.ready.cell.model.from_scratch:
@@ -231,7 +258,9 @@ class CellRun:
             return trained_drift(model, stored.get)
 
     def _text_nll(self, evaluator: Evaluator) -> float | None:
-        return evaluator.text_nll(general_text()) if self.ready.cell.evaluation.forgetting else None
+        if not self.ready.cell.evaluation.forgetting:
+            return None
+        return self.secondary("forgetting", lambda: evaluator.text_nll(general_text()))
 
     def _evaluate(self, evaluator: Evaluator, split: str, messages: tuple[Message, ...]) -> Evaluation:
         predictions, nll = evaluator.predict(messages)
@@ -243,29 +272,36 @@ class CellRun:
     def _stability(
         self, steps: list[Step], warmup: int, nll_initial: float, validation: Evaluation, model: nn.Module
     ) -> Stability:
-        labels = Counter(message.label for message in self.ready.dataset.validation)
         return assess(
             steps,
             warmup_steps=warmup,
+            batch_size=self.ready.cell.training.batch_size,
             nll_initial=nll_initial,
-            nll=validation.nll,
+            validation=validation,
             weights_finite=weights_are_finite(model),
-            accuracy=validation.accuracy,
-            majority_share=max(labels.values()) / labels.total(),
         )
 
-    def _notes(self, framer: Framer, collator: Collator, drift: WeightDrift | None, resumed: int) -> tuple[str, ...]:
+    def _notes(self, framer: Framer, collator: Collator, resumed: int) -> tuple[str, ...]:
         notes = list(self.ready.dataset.notes)
+        if file := self.ready.checkpoint.quantized_file:
+            notes.append(f"weights come from a quantised file, {file}: what quantisation cost the model is lost")
+        if by := quantized_by(self.ready.checkpoint.folder):
+            notes.append(f"the checkpoint was quantised before ({by}): its own settings count, not the method's")
         if resumed:
             notes.append(f"resumed after {resumed} steps: times and peaks are those of several processes")
+        if framer.max_length < framer.framing.max_length:
+            asked = framer.framing.max_length
+            notes.append(f"framing.max_length={asked} is bounded by the model's {framer.max_length} positions")
         if framer.cut:
-            length = framer.framing.max_length
-            notes.append(f"{len(framer.cut)} message(s) cut to framing.max_length={length} tokens")
+            notes.append(f"{len(framer.cut)} message(s) cut to {framer.max_length} tokens (framing.max_length)")
+        if self.ready.shares_card:
+            notes.append("other cells ran on the same card: times aren't comparable")
+        if self.varies:
+            kind = self.ready.accelerator.kind
+            notes.append(f"the same seed may give another result: {self.varies} isn't deterministic on {kind}")
         if collator.row_tokens is None:
             notes.append("batches are padded: this model doesn't keep messages apart that share a row")
-        if drift is None:
-            notes.append("weight drift unknown: the checkpoint's tensors have other names than the model's")
-        return tuple(notes)
+        return (*notes, *dict.fromkeys(self.secondary.notes))
 
     @contextmanager
     def _part(self, phase: Phase, part: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from ftmatrix.display import Display, JobDisplay, open_console
 from ftmatrix.engines import Engine
 from ftmatrix.errors import ConfigError, StoppedError, UndeliveredError
 from ftmatrix.isolation import warm_up
+from ftmatrix.leases import Leases, most_on_a_card
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, settled
 from ftmatrix.recording import facts_of
@@ -45,12 +46,15 @@ class Running:
         """
         ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell) and not item.done_run]
         waiting = list({cell.fingerprint: cell for cell in ready}.values())  # one that the grid names twice runs once
+        jobs = side_by_side(planned, n_jobs)
+        if most_on_a_card(waiting, jobs) > 1:
+            waiting = [replace(cell, shares_card=bool(cell.accelerator.cards)) for cell in waiting]
         failed = {id(item): self._record_failure(item.prepared) for item in planned}
         display = Display(self.console, waiting, quiet=planned[0].prepared.cell.quiet)
         courier = Courier(self.store, self.sweep_run, display.tell)
         scheduler = Scheduler(self.store, self.name, display, courier)
         try:
-            scheduler.run(waiting, side_by_side(planned, n_jobs))
+            scheduler.run(waiting, jobs, Leases(waiting, jobs))
         except BaseException:
             left = len(waiting) - display.done - scheduler.stopped
             display.tell(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -14,6 +15,7 @@ from ftmatrix.errors import first_line
 from ftmatrix.interrupts import Interrupts
 from ftmatrix.isolation import CellProcess, warm_up
 from ftmatrix.journal import Journal
+from ftmatrix.leases import Leases, NoCardError
 from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import WEIGHTS_TAG, facts_of
@@ -38,6 +40,7 @@ class Scheduler:
     def __init__(self, store: Store, sweep_name: str, display: Display, courier: Courier) -> None:
         self.store, self.sweep_name, self.display, self.courier = store, sweep_name, display, courier
         self.running: dict[Connection, tuple[CellProcess, Delivery]] = {}
+        self.leases = Leases((), 1)
         self.stopped = 0
         self._cells: Sequence[ReadyCell] = ()
         self._begun: dict[str, Delivery] = {}
@@ -49,9 +52,11 @@ class Scheduler:
         begun = {fingerprint: delivery.run_id for fingerprint, delivery in self._begun.items()}
         return self._elsewhere | {fingerprint: run_id for fingerprint, run_id in begun.items() if run_id}
 
-    def run(self, cells: Sequence[ReadyCell], jobs: int) -> None:
-        """Run every cell once. One that another sweep runs just now is waited for, and its result taken."""
-        self._cells = cells
+    def run(self, cells: Sequence[ReadyCell], jobs: int, leases: Leases) -> None:
+        """Run every cell once, on its own cards. One that another sweep runs just now is waited for, and its result
+        taken.
+        """
+        self._cells, self.leases = cells, leases
         waiting, busy = list(cells), list[ReadyCell]()
         looked_at = time.monotonic()
         with self.display.live(), Interrupts() as interrupts:
@@ -59,7 +64,7 @@ class Scheduler:
                 while waiting or busy or self.running:
                     if busy and not waiting and time.monotonic() - looked_at > LOOK_SECONDS:
                         waiting, busy, looked_at = busy, [], time.monotonic()
-                    while waiting and len(self.running) < jobs:
+                    while waiting and len(self.running) < jobs and leases.has_room(waiting[0]):
                         interrupts.check()
                         if not self._start(ready := waiting.pop(0)):
                             self.display.waits(ready)
@@ -115,7 +120,9 @@ class Scheduler:
         self.display.began(ready)
         self._take_up(ready, delivery)
         try:
-            process = CellProcess(ready)
+            process = CellProcess(ready, self.leases.take(ready))
+        except NoCardError as error:
+            self._ended(ready, delivery, CellResult(Outcome.UNSUPPORTED, str(error)))
         except (OSError, EOFError) as error:
             self._ended(ready, delivery, CellResult(Outcome.CRASHED, f"its process didn't start: {first_line(error)}"))
         else:
@@ -172,9 +179,20 @@ class Scheduler:
             case Ended(result):
                 del self.running[connection]
                 process.close()
+                result = self._given_back(process, result)
                 with suppress(Exception):  # advice is worth no result
                     result = with_advice(process.ready, result)
                 self._ended(process.ready, delivery, result)
+
+    def _given_back(self, process: CellProcess, result: CellResult) -> CellResult:
+        """End a cell's lease of its cards. Where it crashed because one is gone, its result says so."""
+        lost = self.leases.lost(process.ready, process.cards) if result.outcome is Outcome.CRASHED else []
+        self.leases.give_back(process.ready, process.cards)
+        if not lost:
+            return result
+        gone = f"card {' and '.join(lost)} of device={process.ready.accelerator.kind} is gone"
+        self.display.tell(f"{gone}: no more cells go there")
+        return replace(result, reason=f"{result.reason}; {gone}")
 
     def _ended(self, ready: ReadyCell, delivery: Delivery, result: CellResult) -> None:
         """Note how a cell ended, unless its process came to do so."""

@@ -15,7 +15,7 @@ from ftmatrix.evaluation import Evaluator
 from ftmatrix.framing import Framer, Framing
 from ftmatrix.hardware import Device, Precision, pick
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import Model, load_model, load_tokenizer
+from ftmatrix.models import Model, limits_of, load_model, load_tokenizer
 from ftmatrix.records import from_json
 from ftmatrix.settings import Evaluating
 
@@ -38,11 +38,12 @@ class ServedCell:
     precision: str
     base: dict[str, Any] | None = None
     quantize: str = Quantization.none.value
+    end: str | None = None
 
     @property
     def framing(self) -> Framing:
         """How messages become prompts."""
-        return Framing(self.template, self.spaces_for_underscores, self.max_length)
+        return Framing(self.template, self.spaces_for_underscores, self.max_length, self.end)
 
     @property
     def method(self) -> Method:
@@ -66,17 +67,18 @@ class IntentModel(PythonModel):
         folder = Path(context.artifacts["cell"])
         cell = from_json(ServedCell, (folder / FACTS).read_text(encoding="utf-8"))
         own = Checkpoint(folder / WEIGHTS, "", 0)
+        source = own if cell.base is None else Model(**cell.base).locate()
         accelerator, precision = pick(Device.auto), Precision(cell.precision)
         model: Any = load_model(
-            own if cell.base is None else Model(**cell.base).locate(),
+            source,
             dtype=cell.method.weights_dtype(precision),
             device=accelerator.kind,
             quantization=cell.method.quantization(precision),
-            attention=str((cell.base or {}).get("attention", "sdpa")),
+            attention=str((cell.base or {}).get("attention", "auto")),
         )
         if isinstance(cell.method, Lora):
             model = cell.method.restore(model, folder / WEIGHTS, precision)
-        framer = Framer(cell.framing, load_tokenizer(own), cell.labels)
+        framer = Framer(cell.framing, load_tokenizer(own), cell.labels, limits_of(source))
         self.evaluator = Evaluator(
             model,
             framer,
@@ -93,9 +95,12 @@ class IntentModel(PythonModel):
         Raises:
             MlflowException: there is no message, or a blank one; MLflow's server answers 400.
         """
-        if not model_input or not all(message.strip() for message in model_input):
+        if not model_input:
+            raise MlflowException("inputs: there is no message", error_code=INVALID_PARAMETER_VALUE)
+        if empty := [index for index, message in enumerate(model_input) if not message.strip()]:
             raise MlflowException(
-                "inputs: a message is empty; give texts, as training had them", error_code=INVALID_PARAMETER_VALUE
+                f"inputs[{empty[0]}]: the message is empty; give texts, as training had them",
+                error_code=INVALID_PARAMETER_VALUE,
             )
         prompts = self.evaluator.framer.prompts(model_input)
         return self.evaluator.choose([tuple(prompt) for prompt in prompts])

@@ -21,8 +21,18 @@ def study_of(word: str) -> str:
 
 def claims_of(study: str) -> Path | None:
     """The file of a study's claims, if it has one."""
-    folders = [folder for name, folder in studies().items() if study in (name, _recorded_as(folder))]
-    return next((claims for folder in folders if (claims := folder / "claims.yaml").exists()), None)
+    return next((claims for folder in _folders(study) if (claims := folder / "claims.yaml").exists()), None)
+
+
+def results_of(study: str) -> Path:
+    """Where a study's results are kept: in its folder, if the working directory has that; else right there."""
+    here = [folder for folder in _folders(study) if folder.is_relative_to(Path.cwd())]
+    return (here[0].relative_to(Path.cwd()) if here else Path()) / "results.csv"
+
+
+def _folders(study: str) -> list[Path]:
+    """The folders whose cells are recorded under a study."""
+    return [folder for name, folder in studies().items() if study in (name, _recorded_as(folder))]
 
 
 def _recorded_as(folder: Path) -> str:

@@ -18,7 +18,7 @@ from ftmatrix.recording import SweepWriter
 from ftmatrix.recovery import recover
 from ftmatrix.running import Running
 from ftmatrix.studies import claims_of
-from ftmatrix.table import as_csv, as_text, failures, fitting_table
+from ftmatrix.table import as_csv, as_text, failures, fitting_table, notes
 from ftmatrix.tracking import Row, Store
 
 
@@ -68,6 +68,9 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
     console.print(fitting_table(rows, title=title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    said = {note for item in planned if isinstance(item.prepared, ReadyCell) for note in item.prepared.dataset.notes}
+    for line in notes(rows, but=said):
+        console.print(f"Note: {line}", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.shown}, experiment {store.study!r}; `make ui` shows every run."
     page = REPORTS / store.study / "report.html"
     if reported is None and page.exists():
@@ -139,5 +142,13 @@ def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
 def data_notes(planned: Sequence[Planned]) -> list[str]:
     """What the checks of the data sets found, a line a finding."""
     ready = [item.prepared for item in planned if isinstance(item.prepared, ReadyCell)]
-    found = (f"{cell.cell.data.title}: {note}" for cell in ready for note in cell.dataset.notes)
+    found = [f"{cell.cell.data.title}: {note}" for cell in ready for note in cell.dataset.notes]
+    titles: dict[str, list[str]] = {}
+    for cell in ready:
+        named = titles.setdefault(cell.dataset.digest, [])
+        if (title := cell.cell.data.title) not in named:
+            named.append(title)
+    for same in titles.values():
+        if len(same) > 1:
+            found.append(f"{' and '.join(same)} hold the same messages: cells that differ in nothing else run once")
     return list(dict.fromkeys(found))

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -20,6 +20,8 @@ UNKNOWN = "—"
 
 VERDICT_STYLES = {
     Verdict.STABLE: "green",
+    Verdict.UNDECIDED: "dim",
+    Verdict.NOT_LEARNED: "magenta",
     Verdict.SPIKY: "yellow",
     Verdict.COLLAPSED: "red",
     Verdict.DIVERGED: "bold red",
@@ -112,8 +114,17 @@ def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Colum
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """A line for every reason that cells have no result, with how many cells it stopped."""
-    reasons = Counter(row.reason for row in rows if row.reason)
-    return [reason if count == 1 else f"{reason} ({count} cells)" for reason, count in reasons.items() if reason]
+    return _counted(row.reason for row in rows if row.reason)
+
+
+def notes(rows: Sequence[Row], *, but: Container[str] = ()) -> list[str]:
+    """A line for every note that runs have, but for those that were said, with how many have it."""
+    return _counted(note for row in rows for note in row.notes if note not in but)
+
+
+def _counted(said: Iterable[str]) -> list[str]:
+    """Each line once, with how many cells say it."""
+    return [line if count == 1 else f"{line} ({count} cells)" for line, count in Counter(said).items()]
 
 
 def as_csv(rows: Sequence[Row]) -> str:

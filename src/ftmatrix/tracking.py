@@ -7,9 +7,9 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +22,14 @@ from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.journal import RunFacts, TimedResult
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.recording import KEY_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
-from ftmatrix.records import CellResult, Outcome, from_json
+from ftmatrix.recording import KEY_TAG, NOTES_BETWEEN, TRIGGER_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
+from ftmatrix.records import CellResult, Outcome, Verdict, from_json
+from ftmatrix.stability import is_outdated, judged_anew
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FACTS = ("device", "precision", "model.revision", "data.digest", "version.", "memory.counts")
+FACTS = ("device", "precision", "threads", "model.revision", "data.digest", "version.", "memory.counts")
 """Beginnings of the tags that say on what, and with what, a cell ran."""
 COMPLETE = "tags.kind = 'cell' AND tags.complete = 'true'"
 """The runs whose result is whole."""
@@ -54,7 +55,7 @@ def _alone_at(file: Path | None) -> Iterator[None]:
         yield
 
 
-def _check_reachable(uri: str, *, create: bool) -> None:
+def check_reachable(uri: str, *, create: bool) -> None:
     """Ask a store whether it is there before MLflow does, which would try for minutes.
 
     Raises:
@@ -74,7 +75,7 @@ def _check_reachable(uri: str, *, create: bool) -> None:
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
 
 
-NO_DECISION = ("save_model", "device", "evaluation.batch_size", "model.revision")
+NO_DECISION = ("save_model", "device", "threads", "evaluation.batch_size", "model.revision")
 """Settings that decide no result: runs that differ in nothing else are one cell."""
 
 
@@ -95,6 +96,8 @@ class Row:
     settings: dict[str, str]
     facts: dict[str, str] = field(default_factory=dict)
     """What the settings came to: device, precision, model commit, data digest, versions."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures has to know: messages cut, a figure unknown, …"""
     keeps_weights: bool = False
     artifact_uri: str = ""
     """Where the run's files are."""
@@ -103,6 +106,11 @@ class Row:
     def completed(self) -> bool:
         """Whether the cell has a result."""
         return self.outcome is Outcome.COMPLETED
+
+    @property
+    def is_unstable(self) -> bool:
+        """Whether something broke in the run."""
+        return self.stability is not None and Verdict(self.stability).is_unstable
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where the cell never came to it."""
@@ -130,7 +138,7 @@ class Store:
 
         self.uri, self.study = uri, study
         self.shown, self.goal = without_credentials(uri), goal_of(uri, study)
-        _check_reachable(uri, create=create)
+        check_reachable(uri, create=create)
         try:
             with _alone_at(_sqlite_file(uri)):
                 self.client: MlflowClient = MlflowClient(tracking_uri=uri)
@@ -176,7 +184,7 @@ class Store:
 
     def newest(self, count: int) -> list[Row]:
         """The latest complete runs, at most so many."""
-        return [_row(run) for run in islice(self._search(COMPLETE), count)]
+        return [self._row(run) for run in islice(self._search(COMPLETE), count)]
 
     def cells(self) -> list[Row]:
         """Every cell of the study by its newest result, with weights if it has one; else by its newest failure.
@@ -186,9 +194,9 @@ class Store:
         """
         newest: dict[frozenset[tuple[str, str]], Row] = {}
         with _without_collecting():
-            rows = [_row(run) for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'")]
+            rows = [self._row(run) for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'")]
         for row in rows:
-            cell = frozenset((key, value) for key, value in row.settings.items() if key not in NO_DECISION)
+            cell = deciding(row.settings, but=NO_DECISION)
             before = newest.get(cell)
             if before is None or (row.completed, row.keeps_weights) > (before.completed, before.keeps_weights):
                 newest[cell] = row
@@ -196,10 +204,26 @@ class Store:
 
     def rows(self, run_ids: Sequence[str]) -> list[Row]:
         """The cells of these runs, in order."""
-        return [_row(self.client.get_run(run_id)) for run_id in run_ids]
+        return [self._row(self.client.get_run(run_id)) for run_id in run_ids]
+
+    def _row(self, run: "Run") -> Row:
+        """A run as a row. One that was called collapsed because of its accuracy alone is judged anew."""
+        row = _row(run)
+        if row.stability == Verdict.COLLAPSED.value and run.data.tags.get(TRIGGER_TAG, "").startswith("accuracy="):
+            with suppress(Exception):  # where its files are gone, the old verdict is all there is
+                found = self.result(row).stability
+                return replace(row, stability=found.verdict.value if found else None)
+        return row
 
     def result(self, row: Row) -> CellResult:
-        """The whole result behind a row, with its answers and its confusion matrix."""
+        """The whole result behind a row, with its answers and its confusion matrix; an old verdict judged anew."""
+        stored = self._stored(row)
+        if not is_outdated(stored.stability):
+            return stored
+        series = {name: [value for _, value in self.curve(row, name)] for name in ("loss", "label_tokens")}
+        return judged_anew(stored, batch_size=int(row.settings["training.batch_size"]), **series)
+
+    def _stored(self, row: Row) -> CellResult:
         from mlflow.artifacts import download_artifacts
         from mlflow.utils.uri import append_to_uri_path
 
@@ -318,6 +342,11 @@ def _without_collecting() -> Iterator[None]:
             gc.enable()
 
 
+def deciding(settings: Mapping[str, str], *, but: Container[str]) -> frozenset[tuple[str, str]]:
+    """The settings that make a cell what it is. One that is unset is one that an older version didn't know."""
+    return frozenset((key, value) for key, value in settings.items() if key not in but and value != "None")
+
+
 def is_complete(run: "Run") -> bool:
     """Whether a run's result is whole."""
     return run.data.tags.get("complete") == "true"
@@ -343,6 +372,7 @@ def _row(run: "Run") -> Row:
         metrics=dict(run.data.metrics),
         settings=dict(run.data.params),
         facts={name: value for name, value in tags.items() if name.startswith(FACTS)},
+        notes=tuple(filter(None, tags.get("notes", "").split(NOTES_BETWEEN))),
         keeps_weights=WEIGHTS_TAG in tags,
         artifact_uri=run.info.artifact_uri,
     )

@@ -78,7 +78,7 @@ class Trainer:
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Train from step `start` to the end, or to the first step whose loss or gradient isn't finite.
 
-        Such a step is yielded without being applied, and is the last.
+        Such a step is yielded without being applied, and is the last. No gradient outlives it.
         """
         self.model.train()
         for index, examples in enumerate(self._batches()):
@@ -86,7 +86,8 @@ class Trainer:
                 step = self._step(index, examples)
                 yield step
                 if not step.is_finite:
-                    return
+                    break
+        self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
         """Trained weights, optimizer and random state: all that the next step depends on, beside its number.

@@ -211,5 +211,5 @@ def _upper_edge(arm: Curve, least_runs: int) -> tuple[float, bool]:
 def _window(arm: Curve) -> Window:
     found = window(Sample.of(arm)) if arm.rates else None
     if found is None:
-        raise OpenQuestionError(f"{arm.label} has no stable window: too many unstable runs at its best rate")
+        raise OpenQuestionError(f"{arm.label} has no stable window: at its best rate runs broke or learned nothing")
     return found

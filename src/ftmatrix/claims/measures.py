@@ -72,7 +72,7 @@ class MostConfusedPair(Claim):
         others = [pair for pair in every if pair is not named and pair.share.n >= self.least_errors]
         ahead = [pair for pair in others if pair.share.estimate > mine.estimate]
         rival = f"; {' / '.join(others[0].intents)} {others[0].share.estimate:.0%}" if others else ""
-        seeds = len(point.runs)
+        seeds = sum(results(row).test is not None for row in point.runs)
         said = f"{mine.estimate:.0%} of {mine.n} errors a run fall on the other{rival} (mean of {seeds} seeds)"
         numbers = {"share": mine.estimate, "low": mine.low, "high": mine.high, "errors": mine.n, "runs": seeds}
         if mine.n < self.least_errors:  # too few for a rank; but others may be clear of whatever it is

@@ -13,6 +13,9 @@ from ftmatrix.errors import DataError
 
 csv.field_size_limit(1_000_000)
 
+VALIDATION = ("validation", "valid", "val", "dev")
+"""What a validation split may be called."""
+
 
 def read_folder(folder: Path, suffix: str, read: Callable[[Path], Messages]) -> RawSplits:
     """Read train, test and, where it is there, validation of one kind of file.
@@ -23,12 +26,15 @@ def read_folder(folder: Path, suffix: str, read: Callable[[Path], Messages]) -> 
     for split in ("train", "test"):
         if not (folder / f"{split}.{suffix}").is_file():
             raise DataError(f"{folder}: no {split}.{suffix}; it must hold train.{suffix} and test.{suffix}")
-    validation = folder / f"validation.{suffix}"
+    validations = [path for name in VALIDATION if (path := folder / f"{name}.{suffix}").is_file()]
+    if len(validations) > 1:
+        names = " and ".join(path.name for path in validations)
+        raise DataError(f"{folder}: {names} are there, and only one can be the validation split; move the others away")
     return RawSplits(
         source=str(folder),
         train=read(folder / f"train.{suffix}"),
         test=read(folder / f"test.{suffix}"),
-        validation=read(validation) if validation.is_file() else None,
+        validation=read(validations[0]) if validations else None,
     )
 
 

@@ -56,7 +56,7 @@ class Work:
     one_gradient: bool = False
     """Whether a tied embedding's gradient may be one matrix (see `tied`)."""
     gradient_checkpointing: bool = False
-    attention: str = "sdpa"
+    attention: str = "auto"
 
 
 def shadow_run(checkpoint: Checkpoint, method: Method, precision: Precision, work: Work) -> Forecast:
@@ -222,17 +222,11 @@ def _decode(model: Any, shape: BatchShape, precision: Precision) -> Tensor | Non
             with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.mixed):
                 written = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
             logits = written.logits[:, -1].to(torch.float32, copy=True)
-            scores = _within_labels(logits)  # those of the token before stay until now
+            scores = torch.full_like(logits, -torch.inf)  # within the label set; the token before's stay until now
             cache, length = written.past_key_values, length + 1
     finally:
         hook.remove()
     return scores
-
-
-def _within_labels(logits: Tensor) -> Tensor:
-    """Scores with all but a label's next token ruled out, by as many copies as `PrefixConstrainedLogitsProcessor`."""
-    allowed = torch.full_like(logits, -torch.inf)
-    return torch.where(logits[:, :1] > 0, allowed, logits + allowed)
 
 
 def _forward(model: Any, shape: BatchShape, precision: Precision, *, alone: bool = True) -> tuple[Tensor, Tensor]:

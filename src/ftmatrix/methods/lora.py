@@ -4,10 +4,11 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ftmatrix.errors import ConfigError
+from ftmatrix.errors import ConfigError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.methods.base import Method
 
@@ -103,7 +104,12 @@ class Lora(Method):
             use_rslora=self.rslora,
         )
         # PEFT freezes the base; its own upcast of half-precision adapters is what "mixed" means, and not what bf16 does
-        return get_peft_model(model, config, autocast_adapter_dtype=precision is not Precision.bf16)
+        try:
+            return get_peft_model(model, config, autocast_adapter_dtype=precision is not Precision.bf16)
+        except ValueError as error:
+            raise UnsupportedError(
+                f"method={self.name}: PEFT has no adapters for this model ({first_line(error)})"
+            ) from error
 
     def restore(self, model: "PreTrainedModel", adapter: Path, precision: Precision) -> "torch.nn.Module":
         """A base model with an adapter that was trained on it and saved."""
@@ -135,11 +141,30 @@ def _halve_linear_weights(model: "PreTrainedModel") -> None:
 
 
 def _keep_arithmetic(model: "PreTrainedModel") -> None:
-    """Forbid bitsandbytes' CPU kernel for inference: it repacks the weights for good, computes in bfloat16 whatever
-    the precision, and refuses widths that aren't multiples of its block. Evaluation computes as training does.
+    """Have evaluation compute as training does: with dequantised weights, not by bitsandbytes' kernels for inference.
+
+    They round otherwise; the CPU's also repacks the weights for good, computes in bfloat16 whatever the precision, and
+    refuses widths that aren't multiples of its block.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            module.forward = partial(_dequantised, module)  # type: ignore[method-assign]
+
+
+def _dequantised(layer: Any, inputs: "torch.Tensor") -> "torch.Tensor":
+    """A 4-bit layer's output (…, out) of inputs (…, in)."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
+
+    if torch.is_grad_enabled():  # its own way, which keeps no dequantised weight for the backward pass
+        learned: torch.Tensor = type(layer).forward(layer, inputs)
+        return learned
+    fix_4bit_weight_quant_state_from_module(layer)
+    computed = layer.compute_dtype or inputs.dtype
+    weight = dequantize_4bit(layer.weight.view(-1, 1), layer.weight.quant_state).to(computed)
+    bias = None if layer.bias is None else layer.bias.to(computed)
+    return torch.nn.functional.linear(inputs.to(computed), weight, bias).to(inputs.dtype)

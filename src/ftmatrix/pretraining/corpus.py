@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ftmatrix.files import sha256_of
+
 DOCUMENT_CHARACTERS = 600
 """Neighbouring passages are joined up to this length, so that short ones (chat lines) keep some context."""
 
@@ -36,8 +38,7 @@ class Source:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file, in hex."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.path)
 
     def passages(self) -> Iterator[str]:
         """The non-empty lines of the file, one passage each."""

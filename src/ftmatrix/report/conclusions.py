@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ftmatrix.claims import Answer
-from ftmatrix.comparison import Point
+from ftmatrix.comparison import SHORT_DIGEST, Point, data_versions
 from ftmatrix.rates import DEGRADED_POINTS
-from ftmatrix.report.formats import between, spread, window_text
+from ftmatrix.records import Verdict
+from ftmatrix.report.formats import between, mean_of, spread, window_text
 from ftmatrix.report.summary import ArmSummary, Summary
 from ftmatrix.statistics import LEAST_SEEDS
 from ftmatrix.table import mebibytes, percent, seconds
@@ -16,6 +17,12 @@ SAME_COST = 1.1
 """Costs closer than this factor are no difference: peaks and times on a CPU vary as much from run to run."""
 SAME_POINTS = 0.01
 """Validation accuracies closer than this don't decide between two rates, whatever their intervals."""
+MANY_UNENDED = 0.1
+"""Share of answers that don't end from which on it is said."""
+FEW_MESSAGES = 100
+"""Fewer validation messages choose a rate badly: one of them is over a point of accuracy."""
+BUSY_CORES = 0.25
+"""More than so many CPU cores at work for others, and times are no measurement of a method."""
 STEADY = 1.25
 """Equal runs whose times differ by more than this factor had other work beside them."""
 SET_UP = {
@@ -38,6 +45,7 @@ def conclusions(summary: Summary) -> dict[str, list[str]]:
             *_cost(ranked, "peak_bytes_train", "Least memory in training", lambda value: f"{mebibytes(value)} MiB"),
             *_time(ranked),
             _safe_rates(ranked),
+            *_unended(ranked),
         ]
         for title, arms in summary.ranked.items()
         if (ranked := [arm for arm in arms if arm.best])
@@ -56,9 +64,22 @@ def overall(summary: Summary) -> list[str]:
         lines.append(f"{claims} claim{'s' if claims > 1 else ''}, asked of each model: {answers}")
     points = [rate.point for arm in summary.arms for rate in arm.rates]
     if runs := sum(len(point.runs) for point in points):
-        unstable = sum(point.unstable for point in points)
-        lines.append(f"{unstable} of {runs} runs unstable" if unstable else "every run stable")
-    return ["; ".join(lines) + ".", *_set_up(summary), *_measured_on(summary), *_doubts(summary)]
+        verdicts = sum((point.verdicts for point in points), Counter[Verdict]())
+        unstable = sum(count for verdict, count in verdicts.items() if verdict.is_unstable)
+        lines.append(f"{unstable} of {runs} runs unstable" if unstable else "no run unstable")
+        if silent := verdicts[Verdict.NOT_LEARNED]:
+            lines.append(f"{silent} learned nothing")
+        if open_ones := verdicts[Verdict.UNDECIDED]:
+            lines.append(f"{open_ones} undecided, by too few validation messages")
+    return [*_versions(summary), "; ".join(lines) + ".", *_set_up(summary), *_measured_on(summary), *_doubts(summary)]
+
+
+def _versions(summary: Summary) -> list[str]:
+    return [
+        f"The runs saw {len(digests)} versions of the data {data!r} under the same settings "
+        f"({', '.join(digest[:SHORT_DIGEST] for digest in digests)}): they are kept apart; run the older ones again."
+        for data, digests in data_versions(summary.rows).items()
+    ]
 
 
 def _set_up(summary: Summary) -> list[str]:
@@ -71,6 +92,8 @@ def _set_up(summary: Summary) -> list[str]:
             shared.append(f"{name} {values.pop()}")
     messages = {row.metric("messages") for row in summary.rows} - {None}
     tested = f", {messages.pop():,.0f} test messages" if len(messages) == 1 else ""
+    chosen_by = {row.metric("val_messages") for row in summary.rows} - {None}
+    tested += f", {chosen_by.pop():,.0f} validation messages" if len(chosen_by) == 1 else ""
     set_up = f" Set-up: {', '.join(shared)}." if shared else ""
     return [f"Data: {', '.join(data)}{tested}.{set_up}"]
 
@@ -88,12 +111,21 @@ def _measured_on(summary: Summary) -> list[str]:
 
 
 def _doubts(summary: Summary) -> list[str]:
+    doubts = []
+    validated = [count for row in summary.rows if (count := row.metric("val_messages"))]
+    if validated and min(validated) < FEW_MESSAGES:
+        few = min(validated)
+        doubts.append(
+            f"Rates and verdicts go by {few:.0f} validation messages, of which one is {100 / few:.2g} points of "
+            "accuracy: more messages, or data.validation_fraction=0.3, choose better."
+        )
     fewest = min((len(arm.best.runs) for arm in summary.arms if arm.best), default=LEAST_SEEDS)
     if fewest >= LEAST_SEEDS:
-        return []
+        return doubts
     return [
+        *doubts,
         f"{'One seed' if fewest == 1 else 'Two seeds'} cannot tell how much results vary from seed to seed: intervals "
-        "are over messages alone, and a rate counts as safe on so few runs. Five can: seed=0,1,2,3,4."
+        "are over messages alone, and a rate counts as safe on so few runs. Five can: seed=0,1,2,3,4.",
     ]
 
 
@@ -152,6 +184,11 @@ def _cost(ranked: Sequence[ArmSummary], metric: str, title: str, show: Callable[
 
 def _time(ranked: Sequence[ArmSummary]) -> list[str]:
     """The fastest method, unless equal runs took so different times that the comparison would be one of neighbours."""
+    busiest = max((cores for arm in ranked for cores in _best(arm).values("neighbour_cores")), default=0.0)
+    if busiest > BUSY_CORES:
+        return [
+            f"Time isn't compared: beside a run that it would go by, {busiest:.1f} cores were busy with other work."
+        ]
     ratios = []
     for arm in ranked:
         paces = [
@@ -177,6 +214,18 @@ def _safe_rates(ranked: Sequence[ArmSummary]) -> str:
         "Stable rates (at most one run in five unstable, validation accuracy over nine tenths of the best): "
         f"{'; '.join(parts)}."
     )
+
+
+def _unended(ranked: Sequence[ArmSummary]) -> list[str]:
+    """Arms whose answers begin with a label and run on: their accuracy says little of what they know."""
+    return [
+        f"{percent(mean.estimate)} % of the answers of {_named(arm)} begin with a label and don't end there, so that "
+        f"they count as wrong: within the label set it is {mean_of(_best(arm), 'accuracy_constrained', percent)} %. "
+        "Training hasn't taught it the end token (adapters leave the output layer frozen); framing.end='\"\\n\"' ends "
+        "answers with a line break instead."
+        for arm in ranked
+        if (mean := _best(arm).mean("unended_rate")).n and mean.estimate >= MANY_UNENDED
+    ]
 
 
 def _rivals(arm: ArmSummary) -> list[Point]:

@@ -1,20 +1,14 @@
 """What only plots and lists of a report need, read from the runs themselves: curves and confusion matrices."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
 
-from ftmatrix.answers import Results
-from ftmatrix.records import Stability, Verdict
+from ftmatrix.answers import Curves, Points, Results
+from ftmatrix.records import Stability
 from ftmatrix.report.summary import ArmSummary, Summary
 from ftmatrix.tracking import Row
-
-Points = Sequence[tuple[int, float]]
-"""Steps and a value at each."""
-Curves = Callable[[Row, str], Points]
-"""Reads a run's curve: `loss` or `grad_norm`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def _confusion(arm: ArmSummary, results: Results) -> Confusion | None:
 def _shown(arm: ArmSummary) -> list[Row]:
     """The run at the best rate, and the unstable one at the lowest rate."""
     best = list(arm.best.runs[:1]) if arm.best else []
-    unstable = [row for rate in arm.rates for row in rate.point.runs if row.stability != Verdict.STABLE.value]
+    unstable = [row for rate in arm.rates for row in rate.point.runs if row.is_unstable]
     return best + [row for row in unstable[:1] if row not in best]
 
 

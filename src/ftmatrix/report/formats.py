@@ -35,7 +35,7 @@ def mean_of(point: Point, metric: str, show: Callable[[float], str]) -> str:
 def window_text(window: Window | None) -> str:
     """The ends of a stable window; ≤ and ≥ mark an edge that the grid doesn't reach."""
     if window is None:
-        return "none around its best rate, which was unstable"
+        return "none around its best rate, where runs broke or learned nothing"
     if window.low == window.high:
         ends = (("below", window.low_bracketed), ("above", window.high_bracketed))
         beyond = " and ".join(end for end, seen in ends if not seen)

@@ -47,11 +47,12 @@ figure svg { width: 100%; height: auto; max-width: 64rem; }
 .inconclusive { color: light-dark(#7d4e00, #e3b341); }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #333; --ground: #fff; --line: #999; --band: #fff; }
+  body { padding: 0; max-width: none; }
   figure, tr { break-inside: avoid; }
   nav { display: none; }
   .wide { overflow: visible; }
   th, td, .short { white-space: normal; padding: .12rem .25rem; }
-  table { font-size: .62rem; }
+  table { font-size: .6rem; }
 }
 </style>
 </head>

@@ -31,7 +31,7 @@ class Section:
 
 def sections(summary: Summary) -> list[Section]:
     """All sections that have something to show, in the order of the report."""
-    tables = (_claims, _rates, _failures, _best_rates, _contrasts, _tolerance, _unfair)
+    tables = (_claims, _rates, _failures, _best_rates, _contrasts, _tolerance, _unfair, _notes)
     every = [*in_short(summary), *(table(summary) for table in tables)]
     return [section for section in every if section.rows or section.notes]
 
@@ -97,7 +97,7 @@ def _at_best(arm: ArmSummary) -> tuple[str, ...]:
         mean_of(top, "seconds_train", seconds),
         mean_of(top, "trainable_parameters", "{:,.0f}".format),
         mean_of(top, "forgetting", "{:.2f}".format),
-        mean_of(top, "weight_drift", "{:.3f}".format),
+        mean_of(top, "weight_drift", "{:.2g}".format),
     )
 
 
@@ -150,14 +150,17 @@ def _contrasts(summary: Summary) -> Section:
 
 def _rates(summary: Summary) -> Section:
     header = (
-        " model", " method", "lr", "runs", " unstable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
-        "forgetting", "peak train MiB", "train s", "trained params",
+        " model", " method", "lr", "runs", " not stable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
+        "invalid %", "in label set %", "forgetting", "peak train MiB", "train s", "trained params",
     )  # fmt: skip
     notes = (
         "Unstable are runs that were spiky (a loss or gradient norm far above those before it), collapsed (no better "
-        "than always giving the most frequent intent) or diverged (a number that isn't finite, or a validation loss no "
-        "better than before training). Degraded: a mean validation accuracy under 90 % of the best rate's, or 3 points "
-        "under it with intervals apart. Forgetting: perplexity on general text, after training over before.",
+        "than always giving the most frequent intent, after the loss rose again or with one answer for all) or "
+        "diverged (a number that isn't finite, or a validation loss no better than before training). Runs that have "
+        "not learned are no better either, but nothing broke: too low a rate, or too few steps. Degraded: a mean "
+        "validation accuracy under 90 % of the best rate's, or 3 points under it with intervals apart. Invalid: "
+        "answers outside the label set. In label set: accuracy with decoding restricted to it. Forgetting: "
+        "perplexity on general text, after training over before.",
     )
     rows = tuple(_rate(arm, rate) for arm in summary.arms for rate in arm.rates)
     return Section("Side by side", header, rows, notes if rows else ())
@@ -196,6 +199,8 @@ def _rate(arm: ArmSummary, rate: RateSummary) -> tuple[str, ...]:
         mean_of(point, "val_accuracy", percent),
         mean_of(point, "val_nll", "{:.3f}".format),
         spread(point.mean("accuracy"), percent) if point.runs else UNKNOWN,
+        mean_of(point, "invalid_rate", percent),
+        mean_of(point, "accuracy_constrained", percent),
         mean_of(point, "forgetting", "{:.3g}".format),
         mean_of(point, "peak_bytes_train", mebibytes),
         mean_of(point, "seconds_train", seconds),
@@ -209,3 +214,18 @@ def _unfair(summary: Summary) -> Section:
     if not summary.unfair:
         return Section("Fairness", (), (), ("The arms differ in method, rate and seed alone.",))
     return Section("These arms also differ in", (" model", " setting and what each arm has"), summary.unfair)
+
+
+def _notes(summary: Summary) -> Section:
+    """What runs noted beside their figures: a row for each note, with the arms and how many runs have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for arm in summary.arms:
+        for rate in arm.rates:
+            for row in (*rate.point.runs, *rate.point.failed):
+                for note in row.notes:
+                    found.setdefault((arm.curve.context.title, note), []).append(arm.curve.label)
+    rows = tuple(
+        (title, note, ", ".join(f"{label} {count}" for label, count in Counter(labels).items()))
+        for (title, note), labels in found.items()
+    )
+    return Section("Notes of the runs", (" model", " note", " runs"), rows)

@@ -43,7 +43,25 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own grid. It doesn't compose every job in advance where the launcher does so before it starts any."""
+    """Hydra's own grid, or the union of several. It doesn't compose every job in advance where the launcher does so."""
+
+    def __init__(
+        self, max_batch_size: int | None, params: dict[str, str] | None, grids: "list[dict[str, Any]] | None"
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.grids = grids or []
+
+    def sweep(self, arguments: list[str]) -> Any:
+        self.given = arguments
+        return super().sweep(arguments)
+
+    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
+        """The jobs, in batches. `overrides` are params and the command's words, parsed as if they were one grid."""
+        from ftmatrix.grids import jobs_of
+
+        assert self.hydra_context is not None
+        jobs = jobs_of(self.params, self.grids, self.given, self.hydra_context.config_loader)
+        return list(self.split_overrides_to_chunks([list(job) for job in jobs], max_batch_size))
 
     def validate_batch_is_legal(self, batch: "Sequence[Sequence[str]]") -> None:
         if not isinstance(self.launcher, CellLauncher):
@@ -66,11 +84,13 @@ class CellLauncher(Launcher):
         # every run keeps its own configuration; Hydra's copy of the command may hold the tracking URI's password
         (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
         composer = Composer(self.hydra_context.config_loader, self.config)
-        cells = [composer.cell(overrides) for overrides in job_overrides]
+        jobs = composer.fitting(job_overrides)
+        cells = {job: composer.cell(job) for job in jobs}  # what is left out may leave two jobs the same
         from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
 
+        rows = dict(zip(cells, sweep(list(cells.values()), n_jobs=self.n_jobs, engine=self.engine()), strict=True))
         returns = []
-        for row in sweep(cells, n_jobs=self.n_jobs, engine=self.engine()):
+        for row in map(rows.__getitem__, jobs):
             if row is None or row.outcome is Outcome.COMPLETED:
                 figure = None if row is None else row.metric("val_accuracy")  # what a searching sweeper maximises
                 returns.append(JobReturn(status=JobStatus.COMPLETED, _return_value=figure))
@@ -165,6 +185,9 @@ class GridSweeperConfig:
     _target_: str = f"{__name__}.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
+    """What every grid has."""
+    grids: list[dict[str, Any]] | None = None
+    """Several grids, whose union is run: keys with their values, as text or as lists."""
 
 
 for group, name, node in (("launcher", "cells", CellLauncherConfig), ("sweeper", "grid", GridSweeperConfig)):

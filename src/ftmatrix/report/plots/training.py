@@ -6,8 +6,9 @@ from typing import Any
 import numpy
 import pandas
 
+from ftmatrix.answers import Points
 from ftmatrix.records import Verdict
-from ftmatrix.report.details import ContextDetails, Points, RunCurves
+from ftmatrix.report.details import ContextDetails, RunCurves
 from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, named, new_figure
 
 LARGEST = 1e30

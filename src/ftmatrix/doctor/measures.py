@@ -1,0 +1,153 @@
+"""What a process of its own measures on a device: packed against padded rows, and our loop's pace beside another's."""
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftmatrix.hardware import Device, Precision, seed_everything, visible
+from ftmatrix.preparation import ReadyCell
+
+if TYPE_CHECKING:
+    from ftmatrix.framing import Example, Framer
+
+SKIPPED = 3
+"""Steps in which memory and kernels still find their places."""
+IGNORED = -100
+"""Targets that a library's loss leaves out."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`difference` is the largest of any message's loss between packed and padded rows, as a share of the mean loss;
+    None where the model packs nothing. Paces are in tokens a second.
+    """
+
+    difference: float | None
+    pace: float
+    trainers_pace: float
+
+
+def measure(ready: ReadyCell) -> Measured:
+    """All of it, on the first card."""
+    os.environ |= visible(ready.accelerator.device, [card.name for card in ready.accelerator.cards[:1]])
+    from transformers.utils.logging import disable_progress_bar
+
+    from ftmatrix.framing import Framer
+    from ftmatrix.models import limits_of, load_tokenizer
+
+    disable_progress_bar()
+    cell = ready.cell
+    framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels, limits_of(ready.checkpoint))
+    examples = framer.frame(ready.dataset.train)
+    seed_everything(cell.seed, ready.accelerator.device)
+    return Measured(
+        _difference(ready, framer, examples), _pace(ready, framer, examples), _trainers_pace(ready, framer, examples)
+    )
+
+
+def _model(ready: ReadyCell) -> Any:
+    from ftmatrix.runner import CellRun
+
+    return CellRun(ready, lambda _: None).load()
+
+
+def _difference(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float | None:
+    from dataclasses import replace
+
+    from ftmatrix.batches import Collator
+    from ftmatrix.evaluation import Evaluator
+    from ftmatrix.training import autocast
+
+    model = _model(ready)
+    with autocast(ready.accelerator, ready.precision):
+        packed = Collator.suiting(model, framer.pad_id)
+    if packed.row_tokens is None:
+        return None
+    losses = []
+    for collator in (packed, replace(packed, row_tokens=None)):
+        evaluator = Evaluator(
+            model,
+            framer,
+            collator=collator,
+            settings=ready.cell.evaluation,
+            accelerator=ready.accelerator,
+            precision=ready.precision,
+        )
+        losses.append([gold.nll for gold in evaluator.gold_pass(examples)])
+    mean = sum(losses[1]) / len(losses[1])
+    largest: float = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    return largest / mean
+
+
+def _pace(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float:
+    from ftmatrix.batches import Collator
+    from ftmatrix.training import Trainer, autocast
+
+    model = _model(ready)
+    with autocast(ready.accelerator, ready.precision):
+        collator = Collator.suiting(model, framer.pad_id)
+    trainer = Trainer(
+        model,
+        examples,
+        settings=ready.cell.training,
+        lr=ready.cell.lr,
+        seed=ready.cell.seed,
+        collator=collator,
+        accelerator=ready.accelerator,
+        precision=ready.precision,
+    )
+    trainer.rehearse()
+    timed = list(trainer.steps())[SKIPPED:]
+    return sum(step.tokens for step in timed) / sum(step.seconds for step in timed)
+
+
+def _trainers_pace(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float:
+    """Of transformers' own loop over the same messages, padded as it does."""
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    from ftmatrix.models import load_tokenizer
+
+    rows: Any = [
+        {
+            "input_ids": [*example.prompt, *example.label],
+            "attention_mask": [1] * len(example),
+            "labels": [*[IGNORED] * len(example.prompt), *example.label],
+        }
+        for example in examples
+    ]
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ready.accelerator.synchronize()
+            ends.append(time.perf_counter())
+
+    training = ready.cell.training
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=_model(ready),
+            args=TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=training.batch_size,
+                num_train_epochs=1,
+                learning_rate=ready.cell.lr,
+                max_grad_norm=training.max_grad_norm or 0.0,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=ready.accelerator.device is Device.cpu,
+                bf16=ready.precision is Precision.mixed,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=rows,
+            data_collator=DataCollatorForSeq2Seq(load_tokenizer(ready.checkpoint), label_pad_token_id=IGNORED),
+            callbacks=[Clock()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    steps = len(ends) - SKIPPED
+    share = steps / len(ends)  # of the messages, whose order is the trainer's own
+    return share * sum(len(example) for example in examples) / (ends[-1] - ends[SKIPPED - 1])

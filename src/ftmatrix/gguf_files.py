@@ -1,0 +1,232 @@
+"""Models in a GGUF file: judged by the file's header, and turned into a folder of safetensors once.
+
+The folder lies in the user's cache under the SHA-256 of the file's content, so that several cells and several sweeps
+share it, and a file that changes is another model.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from filelock import FileLock
+
+from ftmatrix.errors import ModelError, first_line
+from ftmatrix.files import replacing, sha256_of
+
+MAGIC = b"GGUF"
+DTYPE = "float32"
+"""What quantised weights are turned into: exact, whatever the cell computes in."""
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """What a GGUF file's header says. `sha256` is of the whole file, in hex."""
+
+    path: Path
+    sha256: str
+    architecture: str
+    quantization: str
+    """The kind of quantisation by its customary name, such as Q4_K_M."""
+    parameters: int
+
+    @property
+    def revision(self) -> str:
+        """What runs record as the model's revision: that the weights were quantised, how, and which they were."""
+        return f"GGUF {self.quantization} {self.sha256}"
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted models lie: FTMATRIX_CACHE, or ftmatrix in the user's cache folder."""
+    if chosen := os.environ.get("FTMATRIX_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftmatrix"
+
+
+def find_gguf(path: Path, named: str) -> Path | None:
+    """The GGUF file that a path names: itself, or the only one in a folder without a config.json. None: it has none.
+
+    Raises:
+        ModelError: the folder holds several.
+    """
+    if path.suffix.lower() == ".gguf":
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
+        raise ModelError(f"{named}: the folder holds {len(files)} GGUF files; name one of them: {listed}")
+    return files[0] if files else None
+
+
+def read_gguf(path: Path, named: str) -> GgufFile:
+    """Check a GGUF file by its header.
+
+    Raises:
+        ModelError: it is missing, damaged, truncated, one part of several, or holds no tokenizer.
+    """
+    if not path.is_file():
+        raise ModelError(f"{named}: {path} is no file")
+    note = _note_of(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(note.with_suffix(".lock")):
+        if note.exists():
+            return GgufFile(path, **json.loads(note.read_text(encoding="utf-8")))
+        file = _read(path, named)
+        facts = {key: value for key, value in asdict(file).items() if key != "path"}
+        with replacing(note) as out:
+            out.write(json.dumps(facts).encode())
+    return file
+
+
+def _note_of(path: Path) -> Path:
+    """Where a header's facts are kept: reading a large vocabulary takes seconds. One written anew has another."""
+    state = path.stat()
+    key = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    return cache_folder() / "models" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.json"
+
+
+def _read(path: Path, named: str) -> GgufFile:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ModelError(f"{named}: {path} is no GGUF file, whatever its name says; download it again")
+    from gguf import GGUFReader, LlamaFileType
+
+    try:
+        reader = GGUFReader(path)
+        tensors = reader.tensors
+        parameters = sum(int(tensor.n_elements) for tensor in tensors)
+        end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in tensors), default=0)
+    except Exception as error:  # the reader meets a damaged file with whatever numpy says of it
+        raise ModelError(f"{named}: {path} is damaged or truncated; download it again ({first_line(error)})") from error
+    if path.stat().st_size < end or not tensors:
+        raise ModelError(f"{named}: {path} is truncated, shorter than its header says; download it again")
+    parts = _value(reader, "split.count") or 1
+    if parts > 1:
+        raise ModelError(
+            f"{named}: {path.name} is one of {parts} parts; join them first: llama-gguf-split --merge FIRST OUTPUT"
+        )
+    if _value(reader, "tokenizer.ggml.model") is None:
+        raise ModelError(f"{named}: {path.name} holds no tokenizer; take a file that does")
+    kind = _value(reader, "general.file_type")
+    known = {member.value: member.name for member in LlamaFileType}
+    quantization = known.get(kind, "of unknown kind").removeprefix("MOSTLY_").removeprefix("ALL_")
+    architecture = str(_value(reader, "general.architecture"))
+    return GgufFile(path, sha256_of(path), architecture, quantization, parameters)
+
+
+def outline(file: GgufFile, named: str) -> Path:
+    """A folder with the model's config alone, made from the file's header: what a forecast needs.
+
+    Raises:
+        ModelError: transformers can't read models of this architecture from GGUF.
+    """
+    return _made_once(_folder(file, "config"), lambda: (_config(file, named),))
+
+
+def converted(file: GgufFile) -> Path | None:
+    """The folder of safetensors made from a file earlier; None where there is none yet."""
+    folder = _folder(file, DTYPE)
+    return folder if _is_whole(folder) else None
+
+
+def convert(file: GgufFile, named: str) -> Path:
+    """The folder of safetensors and tokenizer made from a file: dequantised by transformers, once.
+
+    Several processes may ask at once: one converts, the others wait. The folder appears whole or not at all.
+
+    Raises:
+        ModelError: transformers can't read the file's model or its tokenizer, or tensors are missing.
+    """
+    return _made_once(_folder(file, DTYPE), lambda: _dequantised(file, named))
+
+
+def _config(file: GgufFile, named: str) -> Any:
+    """The config that a GGUF file's header comes to."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise _unreadable(file, named, error) from error
+
+
+def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    where: dict[str, Any] = {"gguf_file": file.path.name, "local_files_only": True}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
+            tokenizer = AutoTokenizer.from_pretrained(file.path.parent, **where)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.path.parent, dtype=torch.float32, output_loading_info=True, **where
+            )
+    except Exception as error:  # whatever the reader of a format says of a file that isn't of it
+        raise _unreadable(file, named, error) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model, found = loaded
+    if missing := sorted(map(str, found.get("missing_keys") or ())):
+        raise ModelError(f"{named}: {file.path.name} lacks {len(missing)} tensor(s), such as {missing[0]}")
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # it is no longer quantised
+    model.hf_quantizer = None
+    return model, tokenizer
+
+
+def _unreadable(file: GgufFile, named: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{named}: transformers can't read a {file.architecture!r} model from {file.path.name} ({first_line(error)}); "
+        "take its safetensors instead"
+    )
+
+
+def _folder(file: GgufFile, kind: str) -> Path:
+    return cache_folder() / "models" / f"{file.sha256[:40]}-{kind}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has been made: it appears with all that belongs to it."""
+    return (folder / "config.json").exists()
+
+
+def _made_once(folder: Path, make: Callable[[], tuple[Any, ...]]) -> Path:
+    """The folder, made from what `make` gives unless it is there; by one process at a time."""
+    if not _is_whole(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not _is_whole(folder):
+                _keep(folder, *make())
+    return folder
+
+
+def _keep(folder: Path, *parts: Any) -> None:
+    """Save parts of a model as a folder that appears whole."""
+    made = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        for part in parts:
+            part.save_pretrained(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _value(reader: Any, key: str) -> Any:
+    """A value of the header; None where it isn't there."""
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
