@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -90,6 +90,7 @@ def forks_well() -> bool:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """What starts within never hears of Ctrl-C, which is the caller's affair; the caller does, afterwards."""
+    resource_tracker.ensure_running()  # it starts with the first child, and starting it lets interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
