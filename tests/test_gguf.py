@@ -8,7 +8,7 @@ import gguf
 import numpy
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from ftmatrix import gguf_files
 from ftmatrix.checkpoints import Checkpoint
@@ -42,12 +42,17 @@ def vocabulary() -> list[str]:
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     letters = dict(zip(plain, map(chr, plain), strict=True)) | {byte: chr(256 + at) for at, byte in enumerate(others)}
-    return [*(letters[byte] for byte in range(256)), "<|endoftext|>", "<|pad|>", "ab"]
+    return [*(letters[byte] for byte in range(256)), "<|endoftext|>", "<|pad|>", "ab", "cd"]
 
 
-def write(path: Path, *, tokenizer: bool = True, architecture: str = "qwen2", parts: int = 1) -> dict[str, Any]:
-    """Write a toy model, its matrices in Q8_0; the tensors dequantised, by their names in transformers."""
-    tokens = vocabulary()
+def write(
+    path: Path, *, tokenizer: bool = True, architecture: str = "qwen2", parts: int = 1, unmerged: str | None = None
+) -> dict[str, Any]:
+    """Write a toy model, its matrices in Q8_0; the tensors dequantised, by their names in transformers.
+
+    `unmerged` is a token more, to which no merges lead.
+    """
+    tokens = [*vocabulary(), *([unmerged] if unmerged else [])]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_block_count(LAYERS)
@@ -64,8 +69,8 @@ def write(path: Path, *, tokenizer: bool = True, architecture: str = "qwen2", pa
     if tokenizer:
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list(tokens)
-        writer.add_token_types([1] * 256 + [3, 3, 1])
-        writer.add_token_merges(["a b"])
+        writer.add_token_types([*[1] * 256, 3, 3, *[1] * (len(tokens) - 258)])
+        writer.add_token_merges(["a b", "c d"])
         writer.add_eos_token_id(256)
         writer.add_pad_token_id(257)
     draw = numpy.random.default_rng(0)
@@ -253,3 +258,15 @@ def test_a_file_without_tokenizer(tmp_path: Path) -> None:
 def test_an_architecture_that_transformers_cannot_read(tmp_path: Path) -> None:
     write(tmp_path / "toy.gguf", architecture="rwkv6")
     assert "can't read a 'rwkv6' model" in refusal(tmp_path / "toy.gguf")
+
+
+def test_a_tokenizer_that_is_not_the_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers read a tokenizer at other places, and without its merges, and say nothing."""
+    write(tmp_path / "toy.gguf")
+    other = load_tokenizer(Model(name="pocket-1m").locate())
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: other)
+        said = refusal(tmp_path / "toy.gguf")
+    assert "reads the tokenizer of toy.gguf wrongly (token 0 is 'Ā' in the file and " in said
+    write(tmp_path / "letters.gguf", unmerged="Ġcard")
+    assert "wrongly ('card' is one token in the file and several here)" in refusal(tmp_path / "letters.gguf")

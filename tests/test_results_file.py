@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftmatrix.cli import run
+from ftmatrix.errors import ConfigError
 from ftmatrix.records import Outcome
 from ftmatrix.report import make_report
 from ftmatrix.results_file import read_results, write_results
@@ -80,6 +81,28 @@ def test_what_is_exported_again_replaces_and_adds(place: Path, tmp_path: Path) -
     assert answers is not None
     assert stored is not None
     assert answers.confusion == stored.confusion
+
+
+def test_a_store_without_its_files_keeps_what_it_has(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody copied the database alone."""
+    shutil.copy(place / "mlflow.db", tmp_path / "mlflow.db")
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", "recorded", create=False)
+    row = next(row for row in store.cells() if row.completed)
+    monkeypatch.setattr(Store, "cells", lambda _: [dataclasses.replace(row, artifact_uri=str(tmp_path / "gone"))])
+    (kept,) = store.cells()
+    path = tmp_path / "results.csv"
+    assert write_results(path, [kept], store.result, store.curve) == 1
+    assert f"run {row.run_id}: {tmp_path / 'gone'}/result.json isn't there" in capsys.readouterr().err
+    found = read_results(path)
+    (again,) = found.cells()
+    assert again.metrics["accuracy"] == row.metrics["accuracy"]
+    assert found.curve(again, "loss") == store.curve(row, "loss")
+    assert found.result(again).test is None
+    assert make_report(found, tmp_path / "report")[1]
+    with pytest.raises(ConfigError, match="isn't there"):
+        store.whole_result(kept)
 
 
 def test_what_is_no_result_replaces_none(place: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ share it, and a file that changes is another model.
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,13 @@ from ftmatrix.files import replacing, sha256_of
 MAGIC = b"GGUF"
 DTYPE = "float32"
 """What quantised weights are turned into: exact, whatever the cell computes in."""
+
+CHECKED = f"{DTYPE}-checked"
+"""What a folder's name ends with, other than those that were made before tokenizers were held against their file."""
+LOOKED_AT = 1000
+"""How many of a tokenizer's tokens, and of its words, are held against the file."""
+WORD = re.compile("[▁Ġ][a-z]{4,9}")
+"""A token that is a word after a space, as SentencePiece and byte-level vocabularies write it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ def outline(file: GgufFile, named: str) -> Path:
 
 def converted(file: GgufFile) -> Path | None:
     """The folder of safetensors made from a file earlier; None where there is none yet."""
-    folder = _folder(file, DTYPE)
+    folder = _folder(file, CHECKED)
     return folder if _is_whole(folder) else None
 
 
@@ -145,7 +153,7 @@ def convert(file: GgufFile, named: str) -> Path:
     Raises:
         ModelError: transformers can't read the file's model or its tokenizer, or tensors are missing.
     """
-    return _made_once(_folder(file, DTYPE), lambda: _dequantised(file, named))
+    return _made_once(_folder(file, CHECKED), lambda: _dequantised(file, named))
 
 
 def _config(file: GgufFile, named: str) -> Any:
@@ -161,6 +169,7 @@ def _config(file: GgufFile, named: str) -> Any:
 def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
     """Model and tokenizer of a GGUF file, in float32."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -179,6 +188,11 @@ def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
     finally:
         if bars:
             logging.enable_progress_bar()
+    if wrong := _misread(tokenizer, file.path):
+        raise ModelError(
+            f"{named}: transformers {transformers.__version__} reads the tokenizer of {file.path.name} wrongly ({wrong}); "
+            "update transformers, or take the model's safetensors instead"
+        )
     model, found = loaded
     if missing := sorted(map(str, found.get("missing_keys") or ())):
         raise ModelError(f"{named}: {file.path.name} lacks {len(missing)} tensor(s), such as {missing[0]}")
@@ -186,6 +200,26 @@ def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
         del model.config.quantization_config  # it is no longer quantised
     model.hf_quantizer = None
     return model, tokenizer
+
+
+def _misread(tokenizer: Any, path: Path) -> str | None:
+    """In which way a tokenizer isn't the one of its file; None where it is.
+
+    Its tokens must be the file's, each at its place, and whole words one token: without the file's merges a tokenizer
+    of word pieces gives letters, and a model trained on letters is a bad one that nobody notices.
+    """
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.tokens")
+    assert field is not None  # `read_gguf` has refused a file without
+    tokens = [bytes(field.parts[place]).decode("utf-8", "replace") for place in field.data]
+    for place in range(0, len(tokens), max(1, len(tokens) // LOOKED_AT)):
+        found = tokenizer.convert_ids_to_tokens(place)
+        if found != tokens[place]:
+            return f"token {place} is {tokens[place]!r} in the file and {found!r} here"
+    words = [token[1:] for token in tokens if WORD.fullmatch(token)][:LOOKED_AT]
+    split = [word for word in words if len(tokenizer.encode(f" {word}", add_special_tokens=False)) > 1]
+    return f"{split[0]!r} is one token in the file and several here" if 2 * len(split) > len(words) else None
 
 
 def _unreadable(file: GgufFile, named: str, error: Exception) -> ModelError:

@@ -86,7 +86,7 @@ def _is_adapter(cell: Path) -> bool:
 
 
 def _served(store: Store, row: Row, settings: dict[str, Any], *, adapted: bool) -> ServedCell:
-    result = store.result(row)
+    result = store.whole_result(row)
     assert result.test is not None
     framing, base = settings["framing"], settings["model"]
     if base["hub_id"] is not None:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -211,12 +212,24 @@ class Store:
         row = _row(run)
         if row.stability == Verdict.COLLAPSED.value and run.data.tags.get(TRIGGER_TAG, "").startswith("accuracy="):
             with suppress(Exception):  # where its files are gone, the old verdict is all there is
-                found = self.result(row).stability
+                found = self.whole_result(row).stability
                 return replace(row, stability=found.verdict.value if found else None)
         return row
 
     def result(self, row: Row) -> CellResult:
-        """The whole result behind a row, with its answers and its confusion matrix; an old verdict judged anew."""
+        """What there is of the result behind a row: without answers where its files are gone, as a warning says."""
+        try:
+            return self.whole_result(row)
+        except ConfigError as gone:
+            print(f"{gone}: no answers and no confusions of this cell", file=sys.stderr)
+            return CellResult(row.outcome, row.reason)
+
+    def whole_result(self, row: Row) -> CellResult:
+        """The result behind a row, with its answers and its confusion matrix; an old verdict judged anew.
+
+        Raises:
+            ConfigError: its files are gone: the store was copied without them, or nobody can reach them.
+        """
         stored = self._stored(row)
         if not is_outdated(stored.stability):
             return stored
@@ -225,11 +238,15 @@ class Store:
 
     def _stored(self, row: Row) -> CellResult:
         from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
         from mlflow.utils.uri import append_to_uri_path
 
         place = append_to_uri_path(row.artifact_uri, "result.json")
         with TemporaryDirectory() as folder:  # by its address: by its run's id MLflow would read the run again
-            path = download_artifacts(place, dst_path=folder, tracking_uri=self.uri)
+            try:
+                path = download_artifacts(place, dst_path=folder, tracking_uri=self.uri)
+            except (MlflowException, OSError) as error:
+                raise ConfigError(f"run {row.run_id}: {place} isn't there") from error
             return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
 
     def curve(self, row: Row, series: str) -> list[tuple[int, float]]:
