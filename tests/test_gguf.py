@@ -169,7 +169,7 @@ def test_a_plan_needs_the_header_alone(tmp_path: Path, cache: Path) -> None:
     assert outline is not None
     assert not list(cache.rglob("*.safetensors"))
     assert outline.parameters == model.locate().parameters
-    assert model.locate(fetch=False).folder.name.endswith("float32")
+    assert model.locate(fetch=False).folder.name.endswith("float32-checked")
 
 
 def test_four_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

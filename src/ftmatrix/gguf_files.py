@@ -190,8 +190,8 @@ def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
             logging.enable_progress_bar()
     if wrong := _misread(tokenizer, file.path):
         raise ModelError(
-            f"{named}: transformers {transformers.__version__} reads the tokenizer of {file.path.name} wrongly ({wrong}); "
-            "update transformers, or take the model's safetensors instead"
+            f"{named}: transformers {transformers.__version__} reads the tokenizer of {file.path.name} wrongly "
+            f"({wrong}); update transformers, or take the model's safetensors instead"
         )
     model, found = loaded
     if missing := sorted(map(str, found.get("missing_keys") or ())):
