@@ -10,7 +10,7 @@ import ftmatrix
 PACKAGE = Path(ftmatrix.__file__).parent
 
 LAYERS = (
-    ("records",),
+    ("records", "roles"),
     ("errors", "host", "files"),
     ("foreign",),
     ("resident",),

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 
 from ftmatrix.cards import model_card
 from ftmatrix.checkpoints import parameters_in
-from ftmatrix.config import PACKAGE, plain
+from ftmatrix.config import PACKAGE
 from ftmatrix.data import INVALID
 from ftmatrix.errors import ModelError
 from ftmatrix.hardware import VISIBLE
 from ftmatrix.metrics import no_formula
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.records import CellResult, Evaluation, to_json
+from ftmatrix.roles import plain
 from ftmatrix.runner import Trained
 from ftmatrix.secondary import Secondary
 

@@ -4,18 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy
 from numpy.typing import NDArray
 
+from ftmatrix.config import uncompared
 from ftmatrix.records import Verdict
 from ftmatrix.statistics import Interval, mean_interval
-from ftmatrix.tracking import NO_DECISION, Row
+from ftmatrix.tracking import Row
 
-NO_SETTINGS = ("method", "model", "model.name", "data", "data.name", "lr", "seed", "study", *NO_DECISION)
-"""Parameters that are axes of their own, or decide no result."""
-DEFINING = ("method.name", "method.quantize", "method.dora", "method.rslora")
+AXES = ("method", "model", "data", "lr", "seed")
+"""What a comparison goes by itself."""
+DEFINING = ("method.quantize", "method.dora", "method.rslora")
 """Settings that make a method what its name says."""
 
 DIGEST = "data.digest"
@@ -152,12 +153,18 @@ def by_context(found: Sequence[Curve]) -> dict[Context, list[Curve]]:
     return grouped
 
 
+@cache
+def no_settings() -> frozenset[str]:
+    """Parameters of runs that are axes of their own, or that runs of one cell may differ in."""
+    return uncompared() | {*AXES}
+
+
 def differing_settings(rows: Sequence[Row]) -> list[str]:
     """Settings in which cells of one method, model and data set differ beside rate and seed."""
     values: dict[str, dict[tuple[str, str, str], set[str]]] = {}
     for row in rows:
         for key, value in row.settings.items():
-            if key not in NO_SETTINGS:
+            if key not in no_settings():
                 values.setdefault(key, {}).setdefault((row.method, row.model, row.data), set()).add(value)
     return sorted(key for key, groups in values.items() if any(len(found) > 1 for found in groups.values()))
 
@@ -170,7 +177,7 @@ def unfair_differences(arms: Sequence[Curve]) -> list[str]:
         for point in curve.points:
             for row in (*point.runs, *point.failed):
                 for key, value in (row.settings | row.facts).items():
-                    if key not in (*NO_SETTINGS, *DEFINING):
+                    if key not in no_settings() | {*DEFINING}:
                         seen.setdefault(key, {}).setdefault(curve.label, set()).add(value)
     for key, by_label in sorted(seen.items()):  # only the arms that have such a setting
         if len(set.union(*by_label.values())) > 1:

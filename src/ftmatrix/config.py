@@ -6,9 +6,8 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from hydra.core.config_store import ConfigStore
@@ -23,6 +22,7 @@ from ftmatrix.framing import Framing
 from ftmatrix.hardware import Device
 from ftmatrix.methods import Method
 from ftmatrix.models import Model
+from ftmatrix.roles import Declared, command, declared_in, execution, parts_of, resolved, result
 from ftmatrix.settings import Evaluating, Training
 
 PACKAGE = Path(__file__).parent
@@ -71,11 +71,11 @@ def goal_of(uri: str, study: str) -> str:
 class Tracking:
     """Where results go."""
 
-    uri: str | None = None
+    uri: str | None = execution(None)
     """MLflow's tracking URI (None: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)."""
-    sweep: str | None = None
+    sweep: str | None = execution(None)
     """Name of the sweep that this cell belongs to (None: made from the time)."""
-    patience_minutes: float = 10.0
+    patience_minutes: float = execution(10.0)
     """How long a sweep that is over waits for a store that is away, before it leaves its results on disk."""
 
     @property
@@ -100,40 +100,40 @@ class Cell:
     method: Method = field(default_factory=Method)
     model: Model = field(default_factory=Model)
     data: DataSource = field(default_factory=DataSource)
-    lr: float = MISSING
+    lr: float = result(MISSING)
     """Peak learning rate."""
-    seed: int = 0
+    seed: int = result(0)
     """Seeds the adapters' initial weights, dropout and the order of the data."""
     training: Training = field(default_factory=Training)
     framing: Framing = field(default_factory=Framing)
     evaluation: Evaluating = field(default_factory=Evaluating)
-    study: str = "ftmatrix"
+    study: str = execution("ftmatrix", recorded=True)
     """The MLflow experiment that collects the runs."""
-    device: Device = Device.auto
-    devices: int = 1
+    device: Device = resolved(Device.auto, compared=False)
+    devices: int = result(1, added=True)
     """How many of them work on a cell together: each takes a part of every batch. On a CPU, so many processes."""
-    shard: bool = False
+    shard: bool = result(False, added=True)
     """Split the weights over the devices (false: each has a copy), for a model that doesn't fit into one."""
-    threads: int | None = None
+    threads: int | None = resolved(None, compared=False)
     """CPU threads of the cell (None: one below 50 million parameters, else all cores). Never depends on what runs
     beside the cell, because it decides the last digits of a loss."""
-    save_model: bool = False
+    save_model: bool = execution(False, recorded=True)
     """Keep the fine-tuned weights as an artifact: the adapter, or the whole model."""
-    force: bool = False
+    force: bool = command(False)
     """Run the cell although a finished run of it is in the store."""
-    plan: bool = False
+    plan: bool = command(False)
     """Show what would run, and run nothing."""
-    report: bool = True
+    report: bool = command(True)
     """Write the study's report once the sweep is over, where it ran anything."""
-    quiet: bool = False
+    quiet: bool = command(False)
     """Show no progress: only what is wrong, and the table."""
-    device_memory: str | None = None
+    device_memory: str | None = command(None)
     """Plan for a device with so much memory, such as 24GiB, that isn't here."""
-    fit_check: bool = True
+    fit_check: bool = execution(True)
     """Leave out cells whose forecast doesn't fit into the device's free memory (false: try them)."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = execution(5.0)
     """Minutes between two saves of a running cell's progress (0: never). Shorter cells save none."""
-    work_dir: str = ".ftmatrix"
+    work_dir: str = execution(".ftmatrix")
     """Folder for logs and files on their way to MLflow."""
     tracking: Tracking = field(default_factory=Tracking)
 
@@ -193,6 +193,29 @@ class Cell:
             )
 
 
+@cache
+def every_setting() -> dict[str, Declared]:
+    """What is declared of each setting that any schema has, by its dotted key."""
+    schemas = {"method": ftmatrix.methods.SCHEMAS.values(), "data": ftmatrix.data.SCHEMAS.values()}
+    found = declared_in(Cell)
+    for part, kind in parts_of(Cell):
+        for schema in schemas.get(part, [kind]):
+            found |= {f"{part}.{name}": declared for name, declared in declared_in(schema).items()}
+    return found
+
+
+@cache
+def uncompared() -> frozenset[str]:
+    """Settings that runs of one cell may differ in."""
+    return frozenset(key for key, declared in every_setting().items() if not declared.compared)
+
+
+@cache
+def unrecorded() -> frozenset[str]:
+    """Settings that runs don't record: they say something of one machine, or of one command."""
+    return frozenset(key for key, declared in every_setting().items() if not declared.recorded)
+
+
 def parse_bytes(text: str, key: str) -> int:
     """A size such as 24GiB, 24GB or 512MiB in bytes.
 
@@ -244,22 +267,3 @@ def without_hydra(config: DictConfig) -> DictConfig:
     with open_dict(config):
         config.pop("hydra", None)
     return config
-
-
-def plain(value: Any) -> Any:
-    """A config dataclass as dicts, lists and scalars, enums by their value."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    items: dict[str, Any] = {}
-    for key, inner in value.items():
-        items |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return items

@@ -13,7 +13,7 @@ import numpy
 
 from ftmatrix.batches import row_tokens_of, rows_of, width_of
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.config import Cell, plain
+from ftmatrix.config import Cell
 from ftmatrix.errors import FtmatrixError, UnforeseenError, first_line
 from ftmatrix.evaluation import PASSAGES_AT_ONCE
 from ftmatrix.files import replacing
@@ -23,6 +23,7 @@ from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
 from ftmatrix.models import PACKAGED, empty_model, limits_of, load_tokenizer
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
 from ftmatrix.records import Forecast, from_json, to_json
+from ftmatrix.roles import plain
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order
 

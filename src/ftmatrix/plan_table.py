@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.config import Cell, flat, plain
+from ftmatrix.config import Cell
 from ftmatrix.planning import Planned
 from ftmatrix.preparation import ReadyCell, UnfetchedCell
+from ftmatrix.roles import flat, plain
 from ftmatrix.table import UNKNOWN, duration, gibibytes
 
 

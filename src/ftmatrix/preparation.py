@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.config import Cell, goal_of, parse_bytes, plain, settled_uri
+from ftmatrix.config import Cell, goal_of, parse_bytes, settled_uri
 from ftmatrix.data import Dataset
 from ftmatrix.errors import FtmatrixError, NotFetchedError, UnsupportedError, first_line
 from ftmatrix.foreign import FOUR_BITS, quantized_by
@@ -19,6 +19,7 @@ from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.models import settled_attention
 from ftmatrix.records import CellResult, Forecast, Outcome
+from ftmatrix.roles import identity_of, parts_of, plain
 
 RESULT_VERSION = 7
 """Raised when a change to this program changes what a cell comes to."""
@@ -45,22 +46,24 @@ class ReadyCell:
     def fingerprint(self) -> str:
         """The cell's identity: 16 hex digits over everything that decides its result or its measurements.
 
-        Left out: paths, names, tracking. Put in: the content of data and model, the device, what "auto" came to,
-        and the versions of what computes.
+        Every setting that is declared to decide it is in, by its value or by what it came to (the content of data and
+        model, the device, what "auto" is here); so are the versions of what computes.
         """
         cell = self.cell
+        own, parts = identity_of(cell), {name: identity_of(getattr(cell, name)) for name, _ in parts_of(cell)}
+        model, data = parts.pop("model"), parts.pop("data")
+        devices, shard = own.pop("devices", 1), own.pop("shard", False)
+        parts["method"]["name"] = type(cell.method).__name__
+        parts["training"]["precision"] = self.precision.value
         decides = {
-            "method": plain(cell.method) | {"name": type(cell.method).__name__},
-            "model": [self.checkpoint.revision, cell.model.attention, cell.model.from_scratch],
-            "data": [self.dataset.digest, cell.data.common_intents, cell.data.confusion_pair],
-            "axes": [cell.lr, cell.seed],
-            "training": plain(cell.training) | {"precision": self.precision.value},
-            "framing": {key: value for key, value in plain(cell.framing).items() if (key, value) != ("end", None)},
-            "evaluation": plain(cell.evaluation),
+            **{name: values for name, values in parts.items() if values},
+            "model": _placed([self.checkpoint.revision], model, "attention", "from_scratch"),
+            "data": _placed([self.dataset.digest], data, "common_intents", "confusion_pair"),
+            "axes": _placed([], own, "lr", "seed"),
             "device": [self.accelerator.kind, self.accelerator.name],
             "threads": self.threads if self.accelerator.device is Device.cpu else None,
             "versions": versions(cell.method),
-            **({"devices": [cell.devices, cell.shard]} if cell.devices > 1 else {}),
+            **({"devices": [devices, shard]} if devices > 1 else {}),
             "result_version": RESULT_VERSION,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,6 +131,12 @@ class UnfetchedCell:
 
 
 Prepared = ReadyCell | FailedCell | UnfetchedCell
+
+
+def _placed(facts: list[Any], settings: dict[str, Any], *names: str) -> list[Any]:
+    """Facts, then the settings of these names, which have had their place from the first; others behind them."""
+    others = {name: value for name, value in settings.items() if name not in names}
+    return [*facts, *(settings[name] for name in names), *([others] if others else [])]
 
 
 def versions(method: Method) -> dict[str, str]:

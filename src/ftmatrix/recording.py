@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftmatrix.config import Cell, flat, plain
+from ftmatrix.config import Cell, unrecorded
 from ftmatrix.journal import DataFacts, RunFacts, TimedResult, TimedStep
 from ftmatrix.metrics import STEP_SERIES, result_metrics
 from ftmatrix.ownership import OWNER_TAG, own_name
 from ftmatrix.preparation import Prepared, ReadyCell, versions
 from ftmatrix.records import Outcome
+from ftmatrix.roles import flat, plain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,22 +32,6 @@ MOST_OF_A_NOTE = 8000
 """Characters that MLflow takes."""
 METRICS_A_BATCH = 1000
 """The most that MLflow takes in one call."""
-LEFT_OUT = (
-    "tracking.uri",
-    "tracking.sweep",
-    "tracking.patience_minutes",
-    "work_dir",
-    "force",
-    "plan",
-    "report",
-    "quiet",
-    "data.path",
-    "model.path",
-    "device_memory",
-    "fit_check",
-    "checkpoint_minutes",
-)
-"""Settings that say where and how a cell is run, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +134,7 @@ def facts_of(prepared: Prepared, *, goal: str, sweep: str) -> RunFacts:
 
 def parameters_of(cell: Cell) -> dict[str, str]:
     """The resolved configuration as parameters."""
-    values = {key: value for key, value in flat(plain(cell)).items() if key not in LEFT_OUT}
+    values = {key: value for key, value in flat(plain(cell)).items() if key not in unrecorded()}
     values |= {"method": cell.method.name, "model": cell.model.title, "data": cell.data.title}
     return {key: str(value) for key, value in values.items()}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ftmatrix.answers import Curves, Results
-from ftmatrix.comparison import NO_SETTINGS
+from ftmatrix.comparison import no_settings
+from ftmatrix.config import unrecorded
 from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.evaluation import score
 from ftmatrix.files import replacing
@@ -22,8 +23,6 @@ from ftmatrix.tracking import Row, deciding
 
 AXES = ("method", "model", "data", "lr", "seed", "outcome", "reason", "stability")
 LAST = ("notes", "run_id", "details")
-OF_ONE_MACHINE = ("model.path", "data.path", "work_dir", "tracking.")
-"""Beginnings of settings that say nothing to anyone else."""
 DRAWN = ("loss", "grad_norm")
 """Series that are kept step by step."""
 INVALID = -1
@@ -137,12 +136,12 @@ def write_results(path: Path, rows: Iterable[Row], results: Results, curves: Cur
 
 def _identity(row: Row) -> tuple[object, ...]:
     """What makes two rows the same cell, on whatever machine."""
-    settings = deciding(_published(row), but=NO_SETTINGS)
+    settings = deciding(_published(row), but=no_settings())
     return (row.method, row.model, row.data, row.lr, row.seed, settings)
 
 
 def _published(row: Row) -> dict[str, str]:
-    return {key: value for key, value in row.settings.items() if key not in AXES and not key.startswith(OF_ONE_MACHINE)}
+    return {key: value for key, value in row.settings.items() if key not in AXES and key not in unrecorded()}
 
 
 def _record(row: Row) -> dict[str, object]:

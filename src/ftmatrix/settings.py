@@ -6,6 +6,7 @@ from enum import Enum
 
 from ftmatrix.errors import ConfigError
 from ftmatrix.hardware import Precision
+from ftmatrix.roles import resolved, result
 
 
 class Schedule(Enum):
@@ -20,20 +21,20 @@ class Schedule(Enum):
 class Training:
     """Everything about a run that is the same for all methods of a comparison."""
 
-    epochs: int = 3
-    batch_size: int = 16
+    epochs: int = result(3)
+    batch_size: int = result(16)
     """Messages an optimizer step averages over."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = result(None)
     """Messages a forward pass takes at once (None: the whole batch, or a device's share of it). The sum of their
     gradients is the batch's."""
-    schedule: Schedule = Schedule.linear
-    warmup_fraction: float = 0.05
+    schedule: Schedule = result(Schedule.linear)
+    warmup_fraction: float = result(0.05)
     """Share of the steps over which the rate rises from 0."""
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
+    weight_decay: float = result(0.0)
+    max_grad_norm: float | None = result(1.0)
     """Gradients are clipped to this global L2 norm (None: never)."""
-    precision: Precision = Precision.auto
-    gradient_checkpointing: bool = False
+    precision: Precision = resolved(Precision.auto)
+    gradient_checkpointing: bool = result(False)
     """Recompute activations in the backward pass: less memory, more time."""
 
     def check(self) -> None:
@@ -89,8 +90,8 @@ class Training:
 class Evaluating:
     """How evaluation batches its work; decides memory and time, never a score."""
 
-    batch_size: int = 64
-    forgetting: bool = True
+    batch_size: int = result(64, compared=False)
+    forgetting: bool = result(True)
     """Measure perplexity on general text before and after training."""
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ftmatrix.config import goal_of, without_credentials
+from ftmatrix.config import goal_of, uncompared, without_credentials
 from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.journal import RunFacts, TimedResult
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
@@ -74,10 +74,6 @@ def check_reachable(uri: str, *, create: bool) -> None:
             ) from error
     elif (file := _sqlite_file(uri)) and not create and not file.exists():
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
-
-
-NO_DECISION = ("save_model", "device", "threads", "evaluation.batch_size", "model.revision")
-"""Settings that decide no result: runs that differ in nothing else are one cell."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,7 @@ class Store:
         with _without_collecting():
             rows = [self._row(run) for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'")]
         for row in rows:
-            cell = deciding(row.settings, but=NO_DECISION)
+            cell = deciding(row.settings, but=uncompared())
             before = newest.get(cell)
             if before is None or (row.completed, row.keeps_weights) > (before.completed, before.keeps_weights):
                 newest[cell] = row

@@ -9,6 +9,7 @@ from ftmatrix.data.dataset import Message, Messages
 from ftmatrix.data.files import read_csv, read_folder
 from ftmatrix.errors import DataError
 from ftmatrix.hub import Repository, download
+from ftmatrix.roles import resolved
 
 
 @dataclass
@@ -19,8 +20,8 @@ class Banking77(DataSource):
         Casanueva et al. 2020, arXiv:2003.04807.
     """
 
-    hub_id: str = "PolyAI/banking77"
-    revision: str = "refs/convert/parquet"
+    hub_id: str = resolved("PolyAI/banking77")
+    revision: str = resolved("refs/convert/parquet")
 
     @property
     def title(self) -> str:

@@ -1,6 +1,6 @@
 """What every data source has in common: read, check, subset, cut validation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -15,6 +15,7 @@ from ftmatrix.data.dataset import (
     stratified_subset,
 )
 from ftmatrix.errors import ConfigError, DataError
+from ftmatrix.roles import resolved, result
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,21 @@ class RawSplits:
 class DataSource:
     """A labelled data set. Subclasses read it; everything after that is the same for all."""
 
-    name: str = MISSING
+    name: str = resolved(MISSING, compared=False)
     """What tables and run names call it."""
-    path: str | None = None
+    path: str | None = resolved(None, recorded=False)
     """Folder on this machine that holds the data set."""
-    limit: int | None = None
+    limit: int | None = resolved(None)
     """Train on a stratified, seeded subset of this many messages (None: all)."""
-    test_limit: int | None = None
+    test_limit: int | None = resolved(None)
     """Test on a stratified, seeded subset of this many messages (None: all)."""
-    validation_fraction: float = 0.1
+    validation_fraction: float = resolved(0.1)
     """Share of train that becomes validation where the source has none."""
-    split_seed: int = 0
+    split_seed: int = resolved(0)
     """Seed of subsets and the validation cut. Not the cell's seed: all seeds of a study share one split."""
-    common_intents: int = 20
+    common_intents: int = result(20)
     """How many of the most frequent intents `accuracy_common` counts."""
-    confusion_pair: list[str] = field(default_factory=list)
+    confusion_pair: list[str] = result(default_factory=list)
     """Two intents whose mutual confusion is measured by name (empty: none)."""
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from ftmatrix.data.base import DataSource, RawSplits
 from ftmatrix.data.dataset import Message, Messages
 from ftmatrix.errors import DataError
+from ftmatrix.roles import resolved
 
 csv.field_size_limit(1_000_000)
 
@@ -116,8 +117,8 @@ def _from_chat(turns: list[Any], where: str) -> Message:
 class CsvFolder(DataSource):
     """A folder with train.csv and test.csv (and validation.csv, if there is one)."""
 
-    text_column: str = "text"
-    label_column: str = "category"
+    text_column: str = resolved("text")
+    label_column: str = resolved("category")
 
     def read(self, *, fetch: bool = True) -> RawSplits:
         return read_folder(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.roles import resolved
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ class Method:
     trains_adapters: ClassVar[bool] = False
     """Whether it trains adapters on a frozen base, by PEFT."""
 
-    name: str = MISSING
+    name: str = resolved(MISSING, compared=False)
     """What tables and run names call it."""
 
     def check(self) -> None:

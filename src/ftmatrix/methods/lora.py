@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ftmatrix.errors import ConfigError, UnsupportedError, first_line
 from ftmatrix.hardware import Accelerator, Device, Precision
 from ftmatrix.methods.base import Method
+from ftmatrix.roles import result
 
 if TYPE_CHECKING:
     import torch
@@ -33,16 +34,16 @@ class Lora(Method):
         Liu et al. 2024, arXiv:2402.09353 (DoRA); Kalajdzievski 2023, arXiv:2312.03732 (rank-stabilised LoRA).
     """
 
-    r: int = 16
+    r: int = result(16)
     """Rank of the adapters."""
-    alpha: float = 32.0
+    alpha: float = result(32.0)
     """Adapters are scaled by alpha / r (alpha / sqrt(r) with `rslora`). Fix it across a study: it rescales the rate."""
-    dropout: float = 0.0
-    dora: bool = False
+    dropout: float = result(0.0)
+    dora: bool = result(False)
     """Weight-decomposed adapters (DoRA)."""
-    rslora: bool = False
+    rslora: bool = result(False)
     """Rank-stabilised scaling (rsLoRA)."""
-    quantize: Quantization = Quantization.none
+    quantize: Quantization = result(Quantization.none)
 
     trains_adapters: ClassVar[bool] = True
 
