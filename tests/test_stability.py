@@ -1,5 +1,6 @@
 """The verdict of hand-made runs."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_two_spikes_name_the_first_and_score_twice() -> None:
     found = verdict(run(losses))
     assert found.step == 150
     assert found.spike_score == pytest.approx(2 / (300 - 10 - LEAST_HISTORY_STEPS))
+
+
+def test_a_smaller_last_batch_makes_no_spike_and_hides_none() -> None:
+    """Five messages in the place of sixteen have a norm up to 1.8 times the others', and a loss that varies more."""
+    draw = numpy.random.default_rng(0)
+    steps = run(numpy.exp(draw.normal(0, 0.1, 132)), 8.0 * numpy.exp(draw.normal(0, 0.1, 132)))
+    small = [
+        dataclasses.replace(step, label_tokens=6, grad_norm=step.grad_norm * 1.8, loss=step.loss * 1.8)
+        if step.index % 44 == 43
+        else step
+        for step in steps
+    ]
+    assert find_spikes(steps, warmup_steps=7)[0] == []
+    assert find_spikes(small, warmup_steps=7)[0] == []
+    whole = [dataclasses.replace(step, label_tokens=20) for step in small]
+    assert {spike.step for spike in find_spikes(whole, warmup_steps=7)[0]} <= {43, 87, 131}
+    assert find_spikes(whole, warmup_steps=7)[0]
+    broken = [*small[:-1], dataclasses.replace(small[-1], grad_norm=100.0)]
+    (spike,) = find_spikes(broken, warmup_steps=7)[0]
+    assert (spike.step, spike.series) == (131, "grad_norm")
 
 
 def test_a_spike_during_warm_up_isnt_judged() -> None:

@@ -34,6 +34,24 @@ def test_too_low_a_rate_is_kept_apart_from_a_broken_run(judged: tuple[Cell, dict
     assert found.verdict is Verdict.NOT_LEARNED
 
 
+def test_a_verdict_of_a_small_last_batch_is_judged_anew(judged: tuple[Cell, dict[str, Row]]) -> None:
+    """What was called a spike because an epoch's last batch has fewer messages."""
+    cell, rows = judged
+    store = Store(str(cell.tracking.uri), cell.study, create=False)
+    row = next(iter(rows.values()))
+    today = store.result(row)
+    last = int(row.metrics["steps"]) - 1
+    old = Stability(Verdict.SPIKY, last, "grad_norm", 17.3)
+    client: MlflowClient = store.client
+    client.log_text(row.run_id, to_json(dataclasses.replace(today, stability=old)), "result.json")
+    client.set_tag(row.run_id, "stability", "spiky")
+    client.set_tag(row.run_id, "stability.trigger", f"grad_norm=17.3 at step {last}")
+    (again,) = store.rows([row.run_id])
+    assert today.stability is not None
+    assert again.stability == today.stability.verdict.value
+    assert store.result(again).stability == today.stability
+
+
 def call_both_collapsed(cell: Cell, rows: dict[str, Row]) -> None:
     """Make the records what they were when a low accuracy alone was called a collapse."""
     store = Store(str(cell.tracking.uri), cell.study, create=False)

@@ -56,7 +56,8 @@ def find_spikes(steps: Sequence[Step], *, warmup_steps: int) -> tuple[list[Spike
     """Spikes in log-loss or log-gradient-norm, and how many steps were judged.
 
     A step is judged against the median and MAD of up to `WINDOW_STEPS` finite steps before it; warm-up steps are
-    neither judged nor part of a window.
+    neither judged nor part of a window. The last batch of an epoch may hold fewer messages than the others: its norm is
+    then larger, and its loss varies more, by up to the square root of how many times fewer, which makes no spike.
 
     References:
         OLMo 2 (2025), arXiv:2501.00656, section 3: spikes of 7 standard deviations over a trailing window; here on
@@ -67,9 +68,11 @@ def find_spikes(steps: Sequence[Step], *, warmup_steps: int) -> tuple[list[Spike
         return [], 0
     spikes: dict[int, Spike] = {}
     judged = numpy.zeros(len(after), dtype=bool)
+    label_tokens = numpy.array([step.label_tokens for step in after], dtype=float)
+    fewer = numpy.sqrt(numpy.maximum(numpy.median(label_tokens) / numpy.maximum(label_tokens, 1.0), 1.0))
     for series in ("loss", "grad_norm"):
         values = numpy.array([getattr(step, series) for step in after], dtype=float)
-        deviations = _deviations(values)
+        deviations = _deviations(values / fewer) if series == "grad_norm" else _deviations(values) / fewer
         judged |= numpy.isfinite(deviations)
         for row in numpy.flatnonzero(deviations > SPIKE_DEVIATIONS):
             spikes.setdefault(after[row].index, Spike(after[row].index, series, float(values[row])))
@@ -212,18 +215,27 @@ def find_rise(losses: NDArray[numpy.float64], start: float) -> int | None:
     return at + width - 1 if rises[at] > limit else None
 
 
-def is_outdated(stability: Stability | None) -> bool:
-    """Whether a verdict was given when a low accuracy alone was called a collapse."""
-    return stability is not None and stability.verdict is Verdict.COLLAPSED and stability.series == "accuracy"
+def may_be_outdated(stability: Stability, *, epoch_steps: int) -> bool:
+    """Whether a verdict may be one of the older rules.
+
+    They called a low accuracy alone a collapse, and the last batch of an epoch a spike for being small. `epoch_steps`
+    is how many steps an epoch has.
+    """
+    if stability.verdict is Verdict.SPIKY:
+        return stability.step is not None and (stability.step + 1) % epoch_steps == 0
+    return stability.verdict is Verdict.COLLAPSED and stability.series == "accuracy"
 
 
-def judged_anew(
-    result: CellResult, *, batch_size: int, loss: Sequence[float], label_tokens: Sequence[float]
-) -> CellResult:
-    """A result with an outdated verdict, by today's rules. `loss` and `label_tokens` are its steps'."""
-    if result.validation is None or result.val_nll_initial is None or result.stability is None:
+def judged_anew(result: CellResult, steps: Sequence[Step], *, warmup_steps: int, batch_size: int) -> CellResult:
+    """A result with its verdict by today's rules, from its steps (their losses, norms and label tokens)."""
+    if result.validation is None or result.val_nll_initial is None:
         return result
-    found = judge_learning(
-        result.validation, loss, label_tokens, batch_size=batch_size, nll_initial=result.val_nll_initial
+    found = assess(
+        steps,
+        warmup_steps=warmup_steps,
+        batch_size=batch_size,
+        nll_initial=result.val_nll_initial,
+        validation=result.validation,
+        weights_finite=True,
     )
-    return replace(result, stability=replace(found, spike_score=result.stability.spike_score))
+    return replace(result, stability=found)

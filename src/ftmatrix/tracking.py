@@ -24,8 +24,8 @@ from ftmatrix.journal import RunFacts, TimedResult
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import KEY_TAG, NOTES_BETWEEN, TRIGGER_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
-from ftmatrix.records import CellResult, Outcome, Verdict, from_json
-from ftmatrix.stability import is_outdated, judged_anew
+from ftmatrix.records import CellResult, Outcome, Stability, Step, Verdict, from_json
+from ftmatrix.stability import judged_anew, may_be_outdated
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -108,6 +108,11 @@ class Row:
     def is_unstable(self) -> bool:
         """Whether something broke in the run."""
         return self.stability is not None and Verdict(self.stability).is_unstable
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch of its training; 1 where that isn't known."""
+        return max(1, int(self.metrics.get("steps", 0)) // int(self.settings.get("training.epochs", 1)))
 
     def metric(self, name: str) -> float | None:
         """A metric, or None where the cell never came to it."""
@@ -204,9 +209,9 @@ class Store:
         return [self._row(self.client.get_run(run_id)) for run_id in run_ids]
 
     def _row(self, run: "Run") -> Row:
-        """A run as a row. One that was called collapsed because of its accuracy alone is judged anew."""
+        """A run as a row. One whose verdict may be one of older rules is judged anew."""
         row = _row(run)
-        if row.stability == Verdict.COLLAPSED.value and run.data.tags.get(TRIGGER_TAG, "").startswith("accuracy="):
+        if (given := _verdict(run)) and may_be_outdated(given, epoch_steps=row.epoch_steps):
             with suppress(Exception):  # where its files are gone, the old verdict is all there is
                 found = self.whole_result(row).stability
                 return replace(row, stability=found.verdict.value if found else None)
@@ -227,10 +232,17 @@ class Store:
             ConfigError: its files are gone: the store was copied without them, or nobody can reach them.
         """
         stored = self._stored(row)
-        if not is_outdated(stored.stability):
+        if stored.stability is None or not may_be_outdated(stored.stability, epoch_steps=row.epoch_steps):
             return stored
-        series = {name: [value for _, value in self.curve(row, name)] for name in ("loss", "label_tokens")}
-        return judged_anew(stored, batch_size=int(row.settings["training.batch_size"]), **series)
+        series = [[value for _, value in self.curve(row, name)] for name in ("loss", "grad_norm", "label_tokens")]
+        if len({len(values) for values in series}) > 1:
+            return stored  # not all of its steps were kept
+        steps = [
+            Step(index, row.lr, loss, norm, 0, int(tokens), 0.0)
+            for index, (loss, norm, tokens) in enumerate(zip(*series, strict=True))
+        ]
+        warmup = round(float(row.settings["training.warmup_fraction"]) * len(steps))
+        return judged_anew(stored, steps, warmup_steps=warmup, batch_size=int(row.settings["training.batch_size"]))
 
     def _stored(self, row: Row) -> CellResult:
         from mlflow.artifacts import download_artifacts
@@ -368,6 +380,15 @@ def is_complete(run: "Run") -> bool:
 def serves(run: "Run", ready: ReadyCell) -> bool:
     """Whether a run of a cell has all that the cell asks for: a whole result, and weights where they are to be kept."""
     return is_complete(run) and (not ready.cell.save_model or WEIGHTS_TAG in run.data.tags)
+
+
+def _verdict(run: "Run") -> Stability | None:
+    """The verdict on a run, as its tags have it."""
+    if "stability" not in run.data.tags:
+        return None
+    series, _, at = run.data.tags.get(TRIGGER_TAG, "").partition("=")
+    step = at.rpartition(" at step ")[2]
+    return Stability(Verdict(run.data.tags["stability"]), int(step) if step.isdigit() else None, series or None)
 
 
 def _row(run: "Run") -> Row:
