@@ -173,11 +173,12 @@ def unfair_differences(arms: Sequence[Curve]) -> list[str]:
     """What differs between the arms of one context beside method and rate, a line each; none where all is fair."""
     lines = []
     seen: dict[str, dict[str, set[str]]] = {}
+    expected = no_settings() | {*DEFINING}
     for curve in arms:
         for point in curve.points:
             for row in (*point.runs, *point.failed):
                 for key, value in (row.settings | row.facts).items():
-                    if key not in no_settings() | {*DEFINING}:
+                    if key not in expected:
                         seen.setdefault(key, {}).setdefault(curve.label, set()).add(value)
     for key, by_label in sorted(seen.items()):  # only the arms that have such a setting
         if len(set.union(*by_label.values())) > 1:

@@ -25,6 +25,7 @@ from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import KEY_TAG, NOTES_BETWEEN, TRIGGER_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
 from ftmatrix.records import CellResult, Outcome, Stability, Step, Verdict, from_json
+from ftmatrix.settings import Training
 from ftmatrix.stability import judged_anew, may_be_outdated
 
 if TYPE_CHECKING:
@@ -241,8 +242,12 @@ class Store:
             Step(index, row.lr, loss, norm, 0, int(tokens), 0.0)
             for index, (loss, norm, tokens) in enumerate(zip(*series, strict=True))
         ]
-        warmup = round(float(row.settings["training.warmup_fraction"]) * len(steps))
-        return judged_anew(stored, steps, warmup_steps=warmup, batch_size=int(row.settings["training.batch_size"]))
+        training = Training(
+            batch_size=int(row.settings["training.batch_size"]),
+            warmup_fraction=float(row.settings["training.warmup_fraction"]),
+        )
+        warmup = training.warmup_steps(len(steps))
+        return judged_anew(stored, steps, warmup_steps=warmup, batch_size=training.batch_size)
 
     def _stored(self, row: Row) -> CellResult:
         from mlflow.artifacts import download_artifacts
