@@ -284,6 +284,18 @@ def test_a_sweep_goes_on_without_a_card_that_disappears(
     assert [row.outcome for row in others] == [Outcome.COMPLETED] * 2
 
 
+def test_a_process_that_does_not_start_gives_its_card_back(
+    two_cards: None, quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many(*_: Any) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr("ftmatrix.scheduling.CellProcess", too_many)
+    rows = sweep([quick_cell(f"lr={lr}") for lr in ("1e-3", "2e-3", "3e-3")], n_jobs=2)
+    reasons = [str(row.reason) for row in rows if row is not None]
+    assert reasons == ["its process didn't start: too many processes"] * 3
+
+
 def _main_on_a_card(*given: Any) -> None:
     hardware.VISIBLE[Device.cpu] = "FTMATRIX_SHOWN"  # whose value the record of a cell's environment holds
     child.main(*given)

@@ -120,10 +120,14 @@ class Scheduler:
         self.display.began(ready)
         self._take_up(ready, delivery)
         try:
-            process = CellProcess(ready, self.leases.take(ready))
+            cards = self.leases.take(ready)
         except NoCardError as error:
             self._ended(ready, delivery, CellResult(Outcome.UNSUPPORTED, str(error)))
+            return True
+        try:
+            process = CellProcess(ready, cards)
         except (OSError, EOFError) as error:
+            self.leases.give_back(ready, cards)
             self._ended(ready, delivery, CellResult(Outcome.CRASHED, f"its process didn't start: {first_line(error)}"))
         else:
             self.running[process.connection] = (process, delivery)
