@@ -15,7 +15,9 @@ from rich.table import Table
 from ftmatrix.answers import interval_of
 from ftmatrix.evaluation import score
 from ftmatrix.rates import Sample, rate_ratio, width_difference
-from ftmatrix.records import Prediction, Step, Verdict
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.measures import Step
+from ftmatrix.records.outcomes import Verdict
 from ftmatrix.stability import assess, find_spikes
 from ftmatrix.statistics import Interval, mean_interval, share_interval
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ftmatrix.records import Outcome
-from ftmatrix.tracking import Row
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.rows import Row
 
 
 def row(

@@ -14,7 +14,8 @@ from ftmatrix.config import Cell
 from ftmatrix.framing import Framer
 from ftmatrix.models import load_tokenizer
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Store
 

@@ -16,8 +16,10 @@ from ftmatrix.comparison import curves
 from ftmatrix.config import experiments_root
 from ftmatrix.errors import ConfigError
 from ftmatrix.evaluation import score
-from ftmatrix.records import CellResult, Outcome, Prediction
-from ftmatrix.tracking import Row
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
 
 LOW, HIGH = 5e-5, 2e-4
 

@@ -21,7 +21,8 @@ from ftmatrix.config import Cell
 from ftmatrix.engines import need
 from ftmatrix.errors import ConfigError
 from ftmatrix.preparation import FailedCell, ReadyCell, prepare
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.running import _as_job
 
 WORKERS = {"ray": "ray::", "submitit_local": "submitit.core._submit", "joblib": "loky"}

@@ -38,7 +38,7 @@ from ftmatrix.meters import MemoryMeter
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import Model
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 from ftmatrix.settings import Training
 from ftmatrix.sweep import sweep
 from ftmatrix.training import Trainer

@@ -9,7 +9,10 @@ from rich.console import Console
 from ftmatrix.config import Cell
 from ftmatrix.display import Display, names, open_console
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import CellResult, Evaluation, Outcome, Stability, Verdict
+from ftmatrix.records.evaluations import Evaluation
+from ftmatrix.records.measures import Stability
+from ftmatrix.records.outcomes import Outcome, Verdict
+from ftmatrix.records.results import CellResult
 
 
 def evaluation(accuracy: float) -> Evaluation:

@@ -18,9 +18,9 @@ from ftmatrix.config import Cell
 from ftmatrix.errors import UnsupportedError
 from ftmatrix.hardware import Accelerator, Device, share_of
 from ftmatrix.isolation import CellProcess
-from ftmatrix.records import Outcome, Phase
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.rows import Row
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row
 
 QuickCell = Callable[..., Cell]
 TWO = "devices=2"

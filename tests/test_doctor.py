@@ -18,7 +18,9 @@ from ftmatrix.doctor.trials import Trial, run_together
 from ftmatrix.errors import UnsupportedError
 from ftmatrix.planning import plan
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Outcome, PhasePeak, Step
+from ftmatrix.records.measures import PhasePeak, Step
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 
 QuickCell = Callable[..., Cell]
 

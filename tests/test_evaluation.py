@@ -20,7 +20,9 @@ from ftmatrix.framing import PASSAGE_TOKENS, Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.metrics import result_metrics
 from ftmatrix.models import load_model
-from ftmatrix.records import CellResult, Outcome, Prediction
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.scores import all_scores
 from ftmatrix.settings import Evaluating, Training
 from ftmatrix.training import Trainer

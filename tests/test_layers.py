@@ -10,7 +10,7 @@ import ftmatrix
 PACKAGE = Path(ftmatrix.__file__).parent
 
 LAYERS = (
-    ("records", "roles"),
+    ("records", "roles", "text"),
     ("errors", "host", "files"),
     ("foreign",),
     ("resident",),

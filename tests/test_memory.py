@@ -17,7 +17,7 @@ from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import ARCHITECTURES, load_model
-from ftmatrix.records import MemoryParts
+from ftmatrix.records.measures import MemoryParts
 from ftmatrix.settings import Evaluating, Training
 from ftmatrix.training import Trainer
 

@@ -15,11 +15,11 @@ from ftmatrix.checkpoints import Checkpoint
 from ftmatrix.data import Message
 from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framer
-from ftmatrix.hardware import Accelerator, Precision
+from ftmatrix.hardware import Accelerator, Precision, autocast
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import load_model
 from ftmatrix.settings import Training
-from ftmatrix.training import Trainer, autocast
+from ftmatrix.training import Trainer
 
 METHODS: dict[str, Callable[[], Method]] = {
     "full": lambda: FullFineTuning(name="full"),

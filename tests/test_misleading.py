@@ -17,12 +17,14 @@ from ftmatrix.errors import ConfigError, DataError
 from ftmatrix.evaluation import score
 from ftmatrix.framing import Framer, Framing
 from ftmatrix.meters import Neighbours
-from ftmatrix.records import CellResult, Outcome, Prediction
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
 from ftmatrix.report import print_report, summarise
 from ftmatrix.serving import IntentModel
 from ftmatrix.stability import has_learned
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row
 
 LABELS = ("card_arrival", "card", "pin_change")
 

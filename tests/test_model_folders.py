@@ -20,7 +20,9 @@ from ftmatrix.config import Cell
 from ftmatrix.hardware import Rank
 from ftmatrix.models import settled_attention
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import CellResult, Outcome, from_json
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.storing import from_json
 from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Store
 

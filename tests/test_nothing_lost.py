@@ -34,7 +34,9 @@ from ftmatrix.isolation import CellProcess
 from ftmatrix.journal import CellLog, Journal, RunFacts
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, is_alive, own_name
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import CellResult, Outcome, Phase, Step
+from ftmatrix.records.measures import Step
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 from ftmatrix.recovery import recover
 from ftmatrix.sweep import sweep
 from ftmatrix.tracking import Store

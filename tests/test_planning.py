@@ -20,10 +20,12 @@ from ftmatrix.memory.shadow import BatchShape
 from ftmatrix.plan_table import distinctions, plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Clock, Planned, pack, plan, side_by_side
 from ftmatrix.preparation import FailedCell, ReadyCell, UnfetchedCell, prepare
-from ftmatrix.records import CellResult, Forecast, MemoryParts, Outcome, Phase
+from ftmatrix.records.measures import Forecast, MemoryParts
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 from ftmatrix.settings import Training
 from ftmatrix.sweep import sweep
-from ftmatrix.table import duration
+from ftmatrix.text import duration
 from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]

@@ -12,7 +12,7 @@ from ftmatrix.data import Message, Pocket
 from ftmatrix.hardware import Accelerator, Device, Precision, ask_child
 from ftmatrix.models import Model
 from ftmatrix.preparation import FailedCell, ReadyCell, prepare
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 
 MakeCell = Callable[..., Cell]
 

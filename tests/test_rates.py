@@ -19,8 +19,8 @@ from ftmatrix.rates import (
     width_difference,
     window,
 )
-from ftmatrix.records import Verdict
-from ftmatrix.tracking import Row
+from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records.rows import Row
 
 FULL = {
     1e-5: (0.5, "stable"),

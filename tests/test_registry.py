@@ -18,9 +18,10 @@ import pytest
 
 from ftmatrix.config import Cell
 from ftmatrix.errors import ConfigError
+from ftmatrix.records.rows import Row
 from ftmatrix.registry import register_best
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row, Store
+from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]
 

@@ -19,13 +19,16 @@ from study import arm, failed, row
 from ftmatrix.answers import compare_answers
 from ftmatrix.comparison import Point
 from ftmatrix.evaluation import score
-from ftmatrix.records import CellResult, Outcome, Prediction, Stability, Verdict
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.measures import Stability
+from ftmatrix.records.outcomes import Outcome, Verdict
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
 from ftmatrix.report import as_json, print_report, read_details, summarise, write_report
 from ftmatrix.report.details import Confusion
 from ftmatrix.report.plots import Plot, draw
 from ftmatrix.report.plots.style import colour, line_style, marker, named
 from ftmatrix.report.summary import Summary
-from ftmatrix.tracking import Row
 
 CLAIM = """
 C1:

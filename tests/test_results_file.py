@@ -10,7 +10,7 @@ import pytest
 
 from ftmatrix.cli import run
 from ftmatrix.errors import ConfigError
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 from ftmatrix.report import make_report
 from ftmatrix.results_file import read_results, write_results
 from ftmatrix.tracking import Store

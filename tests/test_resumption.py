@@ -17,11 +17,12 @@ from ftmatrix.config import Cell
 from ftmatrix.errors import StoppedError
 from ftmatrix.isolation import CellProcess
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import Outcome, Phase, Step
+from ftmatrix.records.measures import Step
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.rows import Row
 from ftmatrix.resumption import Progress, ProgressFile
 from ftmatrix.runner import CellRun, Trained
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row
 
 QuickCell = Callable[..., Cell]
 DROPOUT = ("method=lora", "method.dropout=0.1", "lr=3e-3")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftmatrix.errors import ModelError
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 from ftmatrix.runner import failure
 
 

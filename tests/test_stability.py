@@ -8,7 +8,9 @@ import numpy
 import pytest
 
 from ftmatrix.evaluation import score
-from ftmatrix.records import Evaluation, Prediction, Stability, Step, Verdict
+from ftmatrix.records.evaluations import Evaluation, Prediction
+from ftmatrix.records.measures import Stability, Step
+from ftmatrix.records.outcomes import Verdict
 from ftmatrix.stability import LEAST_HISTORY_STEPS, assess, find_spikes
 
 

@@ -26,9 +26,12 @@ from ftmatrix.errors import ConfigError
 from ftmatrix.host import GROUPS
 from ftmatrix.isolation import CellProcess
 from ftmatrix.preparation import ReadyCell, prepare
-from ftmatrix.records import CellResult, Outcome, Phase, from_json
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
+from ftmatrix.records.storing import from_json
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row, Store
+from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]
 

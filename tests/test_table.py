@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from ftmatrix.comparison import differing_settings
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.rows import Row
 from ftmatrix.table import COLUMNS, as_csv, as_text, failures, fitting_table
-from ftmatrix.tracking import Row
 
 
 def row(method: str, lr: float, accuracy: float | None, **settings: str) -> Row:

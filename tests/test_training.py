@@ -14,7 +14,7 @@ from ftmatrix.errors import ConfigError
 from ftmatrix.framing import Framer
 from ftmatrix.hardware import Accelerator, Precision
 from ftmatrix.methods import Lora
-from ftmatrix.records import Step
+from ftmatrix.records.measures import Step
 from ftmatrix.settings import Schedule, Training
 from ftmatrix.training import Trainer, weights_are_finite
 

@@ -7,9 +7,12 @@ import pytest
 from mlflow import MlflowClient
 
 from ftmatrix.config import Cell
-from ftmatrix.records import Stability, Verdict, to_json
+from ftmatrix.records.measures import Stability
+from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records.rows import Row
+from ftmatrix.records.storing import to_json
 from ftmatrix.sweep import sweep
-from ftmatrix.tracking import Row, Store
+from ftmatrix.tracking import Store
 
 QuickCell = Callable[..., Cell]
 

@@ -10,8 +10,10 @@ from ftmatrix.errors import UnforeseenError
 from ftmatrix.forecasting import Forecaster
 from ftmatrix.hardware import Accelerator
 from ftmatrix.preparation import ReadyCell, UnfetchedCell
-from ftmatrix.records import CellResult, Forecast, Outcome, Phase
-from ftmatrix.table import gibibytes
+from ftmatrix.records.measures import Forecast
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
+from ftmatrix.text import gibibytes
 
 HOPELESS = {
     Phase.TRAIN: "neither smaller batches at once nor gradient checkpointing would do: take another method or model",

@@ -7,9 +7,9 @@ import numpy
 from numpy.typing import NDArray
 
 from ftmatrix.comparison import Point
-from ftmatrix.records import CellResult
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
 from ftmatrix.statistics import ALPHA, LEAST_SEEDS, RESAMPLES, Interval, mcnemar
-from ftmatrix.tracking import Row
 
 Results = Callable[[Row], CellResult]
 """Reads the whole result behind a row: confusion matrix and answers included."""

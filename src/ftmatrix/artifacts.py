@@ -21,12 +21,14 @@ from ftmatrix.config import PACKAGE
 from ftmatrix.data import INVALID
 from ftmatrix.errors import ModelError
 from ftmatrix.hardware import VISIBLE
-from ftmatrix.metrics import no_formula
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Evaluation, to_json
+from ftmatrix.records.evaluations import Evaluation
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.storing import to_json
 from ftmatrix.roles import plain
 from ftmatrix.runner import Trained
 from ftmatrix.secondary import Secondary
+from ftmatrix.text import no_formula
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,7 +4,7 @@ import json
 
 from ftmatrix.framing import Framer
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult
+from ftmatrix.records.results import CellResult
 
 FOUR_BIT_BASE = (
     "It was trained on a base in 4 bits (NF4). On a base that isn't quantised some answers differ: load the base as it "

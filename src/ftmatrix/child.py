@@ -21,7 +21,9 @@ from ftmatrix.files import is_disk_full
 from ftmatrix.hardware import Rank
 from ftmatrix.journal import CellLog
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Outcome, Phase, Step
+from ftmatrix.records.measures import Step
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 
 REPORT_SECONDS = 0.5
 """Steps are sent to the parent in batches, at most this long after the first of them."""

@@ -156,7 +156,7 @@ def run_one(config: "DictConfig") -> Any:
     from dataclasses import replace
 
     from ftmatrix.config import cell_from
-    from ftmatrix.records import Outcome
+    from ftmatrix.records.outcomes import Outcome
     from ftmatrix.sweep import sweep
 
     (row,) = sweep([replace(cell_from(config), report=False)], n_jobs=1)

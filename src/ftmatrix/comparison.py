@@ -10,9 +10,9 @@ import numpy
 from numpy.typing import NDArray
 
 from ftmatrix.config import uncompared
-from ftmatrix.records import Verdict
+from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records.rows import Row
 from ftmatrix.statistics import Interval, mean_interval
-from ftmatrix.tracking import Row
 
 AXES = ("method", "model", "data", "lr", "seed")
 """What a comparison goes by itself."""

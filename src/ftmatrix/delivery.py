@@ -10,7 +10,7 @@ from ftmatrix.errors import first_line
 from ftmatrix.journal import Journal, RunFacts
 from ftmatrix.ownership import SEEN_SECONDS
 from ftmatrix.recording import RunWriter
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 from ftmatrix.tracking import Store
 
 ROUND_SECONDS = 1.0

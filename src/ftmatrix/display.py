@@ -21,8 +21,10 @@ from rich.progress import (
 from ftmatrix.config import Cell
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import parameters_of
-from ftmatrix.records import CellResult, Outcome, Step
-from ftmatrix.table import duration
+from ftmatrix.records.measures import Step
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
+from ftmatrix.text import duration
 
 PLAIN_WIDTH = 160
 """Columns of what is printed where there is no terminal to ask."""

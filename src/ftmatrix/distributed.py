@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ftmatrix.hardware import Accelerator, Device, Rank
-from ftmatrix.records import PhasePeak
+from ftmatrix.records.measures import PhasePeak
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

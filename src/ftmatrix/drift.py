@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ftmatrix.distributed import gathered, whole
-from ftmatrix.records import WeightDrift
+from ftmatrix.records.measures import WeightDrift
 
 ELEMENTS_AT_ONCE = 2**22
 """Float32 copies are made of so many elements at a time, so that the largest tensor costs 16 MiB more, not its size."""

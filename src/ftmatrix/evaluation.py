@@ -21,11 +21,10 @@ from ftmatrix.batches import Collator, label_logits
 from ftmatrix.data import INVALID, Message
 from ftmatrix.distributed import Group
 from ftmatrix.framing import Example, Framer
-from ftmatrix.hardware import Accelerator, Precision
-from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
+from ftmatrix.hardware import Accelerator, Precision, autocast
+from ftmatrix.records.evaluations import Evaluation, IntentScore, PairConfusion, Prediction
 from ftmatrix.scores import all_scores
 from ftmatrix.settings import Evaluating
-from ftmatrix.training import autocast
 
 PASSAGES_AT_ONCE = 2
 """Windows of running text a forward pass takes: no more logits than a batch of messages has."""

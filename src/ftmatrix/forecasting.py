@@ -22,7 +22,8 @@ from ftmatrix.hardware import Device, Precision
 from ftmatrix.memory.shadow import BatchShape, Work, shadow_run
 from ftmatrix.models import PACKAGED, empty_model, limits_of, load_tokenizer
 from ftmatrix.preparation import ReadyCell, Shared, UnfetchedCell, versions
-from ftmatrix.records import Forecast, from_json, to_json
+from ftmatrix.records.measures import Forecast
+from ftmatrix.records.storing import from_json, to_json
 from ftmatrix.roles import plain
 from ftmatrix.settings import Training
 from ftmatrix.training import epoch_order

@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftmatrix import host
 from ftmatrix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
 
 PROCESS_BYTES = 600 * 2**20
 """What a process takes beside its tensors: the driver's context on a GPU, the libraries' pages on a CPU."""
@@ -282,3 +286,10 @@ def use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+def autocast(accelerator: Accelerator, precision: Precision) -> "torch.autocast":
+    """The arithmetic of a precision: bfloat16 autocast for mixed, none otherwise."""
+    import torch
+
+    return torch.autocast(accelerator.kind, torch.bfloat16, enabled=precision is Precision.mixed)

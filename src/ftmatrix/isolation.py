@@ -20,7 +20,8 @@ from ftmatrix.child import OTHER_DIED, Began, Ended, Event, Stepped
 from ftmatrix.errors import ConfigError
 from ftmatrix.hardware import VISIBLE, Card, Device, Rank, visible
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Outcome, Phase
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 
 FORKSERVER, SPAWN = "forkserver", "spawn"
 DEATH_SECONDS = 10

@@ -16,7 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ftmatrix.files import replacing
-from ftmatrix.records import CellResult, Step, from_json, to_json
+from ftmatrix.records.measures import Step
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.storing import from_json, to_json
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import psutil
 
 from ftmatrix import resident
 from ftmatrix.hardware import Accelerator, Device
-from ftmatrix.records import PhasePeak
+from ftmatrix.records.measures import PhasePeak
 
 SAMPLE_SECONDS = 0.01
 

@@ -1,25 +1,13 @@
 """A result's figures under the names that they have in MLflow."""
 
 import math
-from typing import TypeVar
 
-from ftmatrix.records import CellResult, Evaluation, Outcome, Phase
+from ftmatrix.records.evaluations import Evaluation
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 
 STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
 """Fields of a step that become curves; in MLflow their names begin with `step/`."""
-
-
-Cell = TypeVar("Cell")
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-
-
-def no_formula(value: Cell) -> Cell | str:
-    """A value for a CSV file that a spreadsheet won't run: texts that it would read as formulas get an apostrophe.
-
-    >>> no_formula("=1+1")
-    "'=1+1"
-    """
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
 
 
 def result_metrics(result: CellResult) -> dict[str, float]:

@@ -10,7 +10,7 @@ from ftmatrix.config import Cell
 from ftmatrix.planning import Planned
 from ftmatrix.preparation import ReadyCell, UnfetchedCell
 from ftmatrix.roles import flat, plain
-from ftmatrix.table import UNKNOWN, duration, gibibytes
+from ftmatrix.text import UNKNOWN, duration, gibibytes
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:

@@ -12,9 +12,12 @@ from ftmatrix.forecasting import Forecaster
 from ftmatrix.hardware import Device
 from ftmatrix.host import usable_cores
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, UnfetchedCell, prepare
-from ftmatrix.records import CellResult, Forecast, Outcome, Phase
-from ftmatrix.table import UNKNOWN, gibibytes
-from ftmatrix.tracking import Row, Store
+from ftmatrix.records.measures import Forecast
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
+from ftmatrix.text import UNKNOWN, gibibytes
+from ftmatrix.tracking import Store
 
 REMEMBERED = 1000
 """Runs from whose times a cell's is expected: the latest."""

@@ -18,7 +18,9 @@ from ftmatrix.hardware import Accelerator, Device, Precision, divided, imagine, 
 from ftmatrix.host import usable_cores
 from ftmatrix.methods import Method
 from ftmatrix.models import settled_attention
-from ftmatrix.records import CellResult, Forecast, Outcome
+from ftmatrix.records.measures import Forecast
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.roles import identity_of, parts_of, plain
 
 RESULT_VERSION = 7

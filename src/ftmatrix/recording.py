@@ -14,7 +14,7 @@ from ftmatrix.journal import DataFacts, RunFacts, TimedResult, TimedStep
 from ftmatrix.metrics import STEP_SERIES, result_metrics
 from ftmatrix.ownership import OWNER_TAG, own_name
 from ftmatrix.preparation import Prepared, ReadyCell, versions
-from ftmatrix.records import Outcome
+from ftmatrix.records.outcomes import Outcome
 from ftmatrix.roles import flat, plain
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from ftmatrix.delivery import Delivery
 from ftmatrix.errors import first_line
 from ftmatrix.journal import Journal
 from ftmatrix.ownership import is_alive
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.tracking import Store
 
 

@@ -10,9 +10,10 @@ import yaml
 import ftmatrix
 from ftmatrix.errors import ConfigError
 from ftmatrix.methods import Quantization
-from ftmatrix.records import to_json
+from ftmatrix.records.rows import Row
+from ftmatrix.records.storing import to_json
 from ftmatrix.serving import FACTS, WEIGHTS, ServedCell
-from ftmatrix.tracking import Row, Store
+from ftmatrix.tracking import Store
 
 CARRIED = ("accuracy", "accuracy_constrained", "val_accuracy", "macro_f1", "peak_bytes_train", "forgetting")
 """Metrics that a model version has as tags, beside those of the run that it links to."""

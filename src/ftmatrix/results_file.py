@@ -15,11 +15,15 @@ from ftmatrix.config import unrecorded
 from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.evaluation import score
 from ftmatrix.files import replacing
-from ftmatrix.metrics import FORMULA_SIGNS, no_formula
 from ftmatrix.recording import NOTES_BETWEEN
-from ftmatrix.records import CellResult, Outcome, Prediction, Stability, Verdict, from_json
+from ftmatrix.records.evaluations import Prediction
+from ftmatrix.records.measures import Stability
+from ftmatrix.records.outcomes import Outcome, Verdict
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
+from ftmatrix.records.storing import from_json
 from ftmatrix.table import in_order
-from ftmatrix.tracking import Row, deciding
+from ftmatrix.text import FORMULA_SIGNS, no_formula
 
 AXES = ("method", "model", "data", "lr", "seed", "outcome", "reason", "stability")
 LAST = ("notes", "run_id", "details")
@@ -136,7 +140,7 @@ def write_results(path: Path, rows: Iterable[Row], results: Results, curves: Cur
 
 def _identity(row: Row) -> tuple[object, ...]:
     """What makes two rows the same cell, on whatever machine."""
-    settings = deciding(_published(row), but=no_settings())
+    settings = row.deciding(but=no_settings() | unrecorded())
     return (row.method, row.model, row.data, row.lr, row.seed, settings)
 
 

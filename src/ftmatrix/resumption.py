@@ -12,7 +12,8 @@ import torch
 
 from ftmatrix.errors import first_line
 from ftmatrix.files import replacing
-from ftmatrix.records import MemoryParts, PhasePeak, Step, from_json, to_json
+from ftmatrix.records.measures import MemoryParts, PhasePeak, Step
+from ftmatrix.records.storing import from_json, to_json
 
 
 @dataclass(frozen=True)

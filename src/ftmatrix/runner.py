@@ -20,15 +20,18 @@ from ftmatrix.errors import FtmatrixError, StoppedError, first_line
 from ftmatrix.evaluation import Evaluator, score
 from ftmatrix.foreign import quantized_by
 from ftmatrix.framing import Framer
-from ftmatrix.hardware import Device, allow_other_sums, is_indeterministic, seed_everything, use_threads
+from ftmatrix.hardware import Device, allow_other_sums, autocast, is_indeterministic, seed_everything, use_threads
 from ftmatrix.meters import MemoryMeter, Neighbours, Stopwatch
 from ftmatrix.models import build_model, limits_of, load_model, load_tokenizer
 from ftmatrix.preparation import ReadyCell
-from ftmatrix.records import CellResult, Durations, Evaluation, Forgetting, Outcome, Phase, Stability, Step, WeightDrift
+from ftmatrix.records.evaluations import Evaluation
+from ftmatrix.records.measures import Durations, Forgetting, Stability, Step, WeightDrift
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.records.results import CellResult
 from ftmatrix.resumption import Progress, ProgressFile
 from ftmatrix.secondary import Secondary
 from ftmatrix.stability import assess
-from ftmatrix.training import Trainer, autocast, weights_are_finite
+from ftmatrix.training import Trainer, weights_are_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,8 @@ from ftmatrix.leases import Leases, most_on_a_card
 from ftmatrix.planning import Planned, plan, side_by_side
 from ftmatrix.preparation import FailedCell, Prepared, ReadyCell, settled
 from ftmatrix.recording import facts_of
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.recovery import recover
 from ftmatrix.scheduling import Scheduler
 from ftmatrix.tracking import Store

@@ -19,7 +19,8 @@ from ftmatrix.leases import Leases, NoCardError
 from ftmatrix.ownership import is_alive
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import WEIGHTS_TAG, facts_of
-from ftmatrix.records import CellResult, Outcome
+from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records.results import CellResult
 from ftmatrix.tracking import Store, serves
 
 if TYPE_CHECKING:

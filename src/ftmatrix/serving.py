@@ -16,7 +16,7 @@ from ftmatrix.framing import Framer, Framing
 from ftmatrix.hardware import Device, Precision, pick
 from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
 from ftmatrix.models import Model, limits_of, load_model, load_tokenizer
-from ftmatrix.records import from_json
+from ftmatrix.records.storing import from_json
 from ftmatrix.settings import Evaluating
 
 with warnings.catch_warnings():

@@ -9,7 +9,10 @@ import numpy
 from numpy.typing import NDArray
 from scipy.stats import entropy
 
-from ftmatrix.records import CellResult, Evaluation, Stability, Step, Verdict
+from ftmatrix.records.evaluations import Evaluation
+from ftmatrix.records.measures import Stability, Step
+from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records.results import CellResult
 from ftmatrix.statistics import share_interval
 
 WINDOW_STEPS = 64

@@ -15,11 +15,12 @@ from ftmatrix.plan_table import plan_reasons, plan_table, plan_totals
 from ftmatrix.planning import Planned, known_here, plan, side_by_side
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import SweepWriter
+from ftmatrix.records.rows import Row
 from ftmatrix.recovery import recover
 from ftmatrix.running import Running
 from ftmatrix.studies import claims_of
 from ftmatrix.table import as_csv, as_text, failures, fitting_table, notes
-from ftmatrix.tracking import Row, Store
+from ftmatrix.tracking import Store
 
 
 def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Engine | None = None) -> list[Row | None]:

@@ -11,12 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ftmatrix.comparison import differing_settings
-from ftmatrix.metrics import no_formula
-from ftmatrix.records import Outcome, Verdict
-from ftmatrix.tracking import Row
-
-UNKNOWN = "—"
-"""What stands where a figure isn't known."""
+from ftmatrix.records.outcomes import Outcome, Verdict
+from ftmatrix.records.rows import Row
+from ftmatrix.text import UNKNOWN, mebibytes, no_formula, percent, seconds
 
 VERDICT_STYLES = {
     Verdict.STABLE: "green",
@@ -35,21 +32,6 @@ class Column:
     title: str
     metric: str
     show: Callable[[float], str]
-
-
-def percent(value: float) -> str:
-    """A rate as a percentage with one decimal."""
-    return f"{100 * value:.1f}"
-
-
-def mebibytes(value: float) -> str:
-    """Bytes as MiB."""
-    return f"{value / 2**20:,.0f}"
-
-
-def seconds(value: float) -> str:
-    """Seconds, with a decimal while it says something."""
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 COLUMNS = (
@@ -180,15 +162,3 @@ def _best_accuracy(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
 def _is_best(row: Row, best: dict[tuple[str, str], float]) -> bool:
     return row.metric("val_accuracy") == best.get((row.data, row.model), -1.0)
-
-
-def gibibytes(count: float) -> str:
-    """Bytes as GiB, small ones as MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -8,9 +8,9 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,12 +24,17 @@ from ftmatrix.journal import RunFacts, TimedResult
 from ftmatrix.ownership import OWNER_TAG, SEEN_TAG, own_name
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import KEY_TAG, NOTES_BETWEEN, TRIGGER_TAG, WEIGHTS_TAG, RunWriter, SweepWriter
-from ftmatrix.records import CellResult, Outcome, Stability, Step, Verdict, from_json
+from ftmatrix.records.measures import Stability, Step
+from ftmatrix.records.outcomes import Outcome, Verdict
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
+from ftmatrix.records.storing import from_json
 from ftmatrix.settings import Training
 from ftmatrix.stability import judged_anew, may_be_outdated
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
 
 FACTS = ("device", "precision", "threads", "model.revision", "data.digest", "version.", "memory.counts")
 """Beginnings of the tags that say on what, and with what, a cell ran."""
@@ -75,49 +80,6 @@ def check_reachable(uri: str, *, create: bool) -> None:
             ) from error
     elif (file := _sqlite_file(uri)) and not create and not file.exists():
         raise ConfigError(f"{uri}: no store there yet; run a sweep first, or name the store with MLFLOW_TRACKING_URI")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell as the store knows it: what a comparison table is made of. Metrics and settings are named as in MLflow."""
-
-    run_id: str
-    method: str
-    model: str
-    data: str
-    lr: float
-    seed: int
-    outcome: Outcome
-    reason: str | None
-    stability: str | None
-    metrics: dict[str, float]
-    settings: dict[str, str]
-    facts: dict[str, str] = field(default_factory=dict)
-    """What the settings came to: device, precision, model commit, data digest, versions."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know: messages cut, a figure unknown, …"""
-    keeps_weights: bool = False
-    artifact_uri: str = ""
-    """Where the run's files are."""
-
-    @property
-    def completed(self) -> bool:
-        """Whether the cell has a result."""
-        return self.outcome is Outcome.COMPLETED
-
-    @property
-    def is_unstable(self) -> bool:
-        """Whether something broke in the run."""
-        return self.stability is not None and Verdict(self.stability).is_unstable
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch of its training; 1 where that isn't known."""
-        return max(1, int(self.metrics.get("steps", 0)) // int(self.settings.get("training.epochs", 1)))
-
-    def metric(self, name: str) -> float | None:
-        """A metric, or None where the cell never came to it."""
-        return self.metrics.get(name)
 
 
 class Store:
@@ -199,7 +161,7 @@ class Store:
         with _without_collecting():
             rows = [self._row(run) for run in self._search("tags.kind = 'cell' AND attributes.status != 'RUNNING'")]
         for row in rows:
-            cell = deciding(row.settings, but=uncompared())
+            cell = row.deciding(but=uncompared())
             before = newest.get(cell)
             if before is None or (row.completed, row.keeps_weights) > (before.completed, before.keeps_weights):
                 newest[cell] = row
@@ -370,11 +332,6 @@ def _without_collecting() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def deciding(settings: Mapping[str, str], *, but: Container[str]) -> frozenset[tuple[str, str]]:
-    """The settings that make a cell what it is. One that is unset is one that an older version didn't know."""
-    return frozenset((key, value) for key, value in settings.items() if key not in but and value != "None")
 
 
 def is_complete(run: "Run") -> bool:

@@ -13,8 +13,8 @@ from torch.nn import functional
 from ftmatrix.batches import Batch, Collator, label_logits
 from ftmatrix.distributed import Group, local, sharded_as, whole
 from ftmatrix.framing import Example
-from ftmatrix.hardware import Accelerator, Device, Precision
-from ftmatrix.records import MemoryParts, Step
+from ftmatrix.hardware import Accelerator, Device, Precision, autocast
+from ftmatrix.records.measures import MemoryParts, Step
 from ftmatrix.settings import Training
 
 
@@ -218,11 +218,6 @@ def recompute_activations(model: Any) -> None:
     """Turn gradient checkpointing on, by the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def autocast(accelerator: Accelerator, precision: Precision) -> torch.autocast:
-    """The arithmetic of a precision: bfloat16 autocast for mixed, none otherwise."""
-    return torch.autocast(accelerator.kind, torch.bfloat16, enabled=precision is Precision.mixed)
 
 
 def weights_are_finite(model: nn.Module) -> bool:

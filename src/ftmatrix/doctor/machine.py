@@ -19,7 +19,7 @@ from ftmatrix.errors import FtmatrixError
 from ftmatrix.gguf_files import cache_folder
 from ftmatrix.hardware import VISIBLE, Accelerator, Device, Precision, pick
 from ftmatrix.isolation import start_method
-from ftmatrix.table import gibibytes
+from ftmatrix.text import gibibytes
 from ftmatrix.tracking import check_reachable
 from ftmatrix.wheels import MODELS, folder_of
 

@@ -58,7 +58,7 @@ def _difference(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -
 
     from ftmatrix.batches import Collator
     from ftmatrix.evaluation import Evaluator
-    from ftmatrix.training import autocast
+    from ftmatrix.hardware import autocast
 
     model = _model(ready)
     with autocast(ready.accelerator, ready.precision):
@@ -83,7 +83,8 @@ def _difference(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -
 
 def _pace(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float:
     from ftmatrix.batches import Collator
-    from ftmatrix.training import Trainer, autocast
+    from ftmatrix.hardware import autocast
+    from ftmatrix.training import Trainer
 
     model = _model(ready)
     with autocast(ready.accelerator, ready.precision):

@@ -14,8 +14,8 @@ from ftmatrix.errors import UnsupportedError
 from ftmatrix.hardware import Device, pick
 from ftmatrix.planning import plan
 from ftmatrix.preparation import FailedCell, ReadyCell
-from ftmatrix.records import Outcome, Phase
-from ftmatrix.table import gibibytes
+from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.text import gibibytes
 from ftmatrix.wheels import MODELS, folder_of
 
 CURVES = Path(__file__).with_name("curves.json")

@@ -17,7 +17,8 @@ from ftmatrix.journal import Journal
 from ftmatrix.leases import Leases
 from ftmatrix.preparation import ReadyCell
 from ftmatrix.recording import facts_of
-from ftmatrix.records import CellResult, Step
+from ftmatrix.records.measures import Step
+from ftmatrix.records.results import CellResult
 
 Main = Callable[..., None]
 """What a cell's process runs: `child.main`, or what goes before it."""

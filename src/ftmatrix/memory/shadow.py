@@ -19,7 +19,7 @@ from ftmatrix.hardware import Precision
 from ftmatrix.memory.tracker import StorageTracker
 from ftmatrix.methods import Method
 from ftmatrix.models import empty_model
-from ftmatrix.records import Forecast, MemoryParts
+from ftmatrix.records.measures import Forecast, MemoryParts
 from ftmatrix.training import make_optimizer, optimizer_tensors, recompute_activations
 
 BLOCK = 64

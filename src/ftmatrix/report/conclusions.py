@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from ftmatrix.claims import Answer
 from ftmatrix.comparison import SHORT_DIGEST, Point, data_versions
 from ftmatrix.rates import DEGRADED_POINTS
-from ftmatrix.records import Verdict
+from ftmatrix.records.outcomes import Verdict
 from ftmatrix.report.formats import between, mean_of, spread, window_text
 from ftmatrix.report.summary import ArmSummary, Summary
 from ftmatrix.statistics import LEAST_SEEDS
-from ftmatrix.table import mebibytes, percent, seconds
+from ftmatrix.text import mebibytes, percent, seconds
 
 SAME_COST = 1.1
 """Costs closer than this factor are no difference: peaks and times on a CPU vary as much from run to run."""

@@ -6,9 +6,9 @@ import numpy
 from numpy.typing import NDArray
 
 from ftmatrix.answers import Curves, Points, Results
-from ftmatrix.records import Stability
+from ftmatrix.records.measures import Stability
+from ftmatrix.records.rows import Row
 from ftmatrix.report.summary import ArmSummary, Summary
-from ftmatrix.tracking import Row
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ftmatrix.comparison import Point
 from ftmatrix.rates import Window
 from ftmatrix.statistics import Interval
-from ftmatrix.table import UNKNOWN
+from ftmatrix.text import UNKNOWN
 
 
 def spread(interval: Interval, show: Callable[[float], str]) -> str:

@@ -5,12 +5,12 @@ from typing import Protocol
 
 from ftmatrix.answers import cached
 from ftmatrix.errors import ConfigError
-from ftmatrix.records import CellResult
+from ftmatrix.records.results import CellResult
+from ftmatrix.records.rows import Row
 from ftmatrix.report.details import read_details
 from ftmatrix.report.summary import Summary, summarise
 from ftmatrix.report.writing import write_report
 from ftmatrix.studies import claims_of
-from ftmatrix.tracking import Row
 
 
 class Source(Protocol):

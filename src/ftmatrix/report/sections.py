@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftmatrix.records import Verdict
+from ftmatrix.records.outcomes import Verdict
 from ftmatrix.report.conclusions import conclusions, overall
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.formats import between, mean_of, spread, window_text
 from ftmatrix.report.summary import ArmSummary, RateSummary, Summary
-from ftmatrix.table import UNKNOWN, mebibytes, percent, seconds
+from ftmatrix.text import UNKNOWN, mebibytes, percent, seconds
 
 WORST_PAIRS = 5
 """Listed of each method."""

@@ -23,8 +23,8 @@ from ftmatrix.rates import (
     shared_rates,
     window,
 )
+from ftmatrix.records.rows import Row
 from ftmatrix.statistics import Interval
-from ftmatrix.tracking import Row
 
 REFERENCE = "full"
 """The method whose best rate the others' are divided by."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ftmatrix.records import Prediction
+from ftmatrix.records.evaluations import Prediction
 
 
 def all_scores(predictions: Sequence[Prediction]) -> dict[str, float]:

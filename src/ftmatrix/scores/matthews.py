@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sklearn.metrics import matthews_corrcoef
 
 from ftmatrix.data import INVALID
-from ftmatrix.records import Prediction
+from ftmatrix.records.evaluations import Prediction
 
 
 def score(predictions: Sequence[Prediction]) -> float:

@@ -79,7 +79,7 @@ class CellLauncher(Launcher):
 
     def launch(self, job_overrides: "Sequence[Sequence[str]]", initial_job_idx: int) -> "Sequence[JobReturn]":
         from ftmatrix.composition import Composer
-        from ftmatrix.records import Outcome
+        from ftmatrix.records.outcomes import Outcome
 
         # every run keeps its own configuration; Hydra's copy of the command may hold the tracking URI's password
         (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)

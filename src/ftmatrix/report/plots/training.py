@@ -7,7 +7,7 @@ import numpy
 import pandas
 
 from ftmatrix.answers import Points
-from ftmatrix.records import Verdict
+from ftmatrix.records.outcomes import Verdict
 from ftmatrix.report.details import ContextDetails, RunCurves
 from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, named, new_figure
 
