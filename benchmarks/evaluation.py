@@ -21,15 +21,11 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoTokenizer
 
-from ftmatrix.batches import Collator, label_logits
-from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.data import Banking77, Message, Pocket
-from ftmatrix.evaluation import Evaluator
-from ftmatrix.framing import Framer, Framing
-from ftmatrix.hardware import Accelerator, Device, Precision, pick, seed_everything
-from ftmatrix.models import PACKAGED, load_model
-from ftmatrix.settings import Evaluating, Training
-from ftmatrix.training import Trainer
+from ftmatrix.data import Message, Pocket
+from ftmatrix.data.banking77 import Banking77
+from ftmatrix.lm import Collator, Compute, Evaluating, Evaluator, Framer, Framing, Trainer, Training, label_logits
+from ftmatrix.machine import Accelerator, Device, Precision, pick, seed_everything
+from ftmatrix.models import PACKAGED, Checkpoint, load_model
 
 LR = 2e-3
 SCORED = 50
@@ -45,12 +41,10 @@ def train(name: str, messages: Sequence[Message], epochs: int, accelerator: Acce
     trainer = Trainer(
         model,
         framer.frame(messages),
+        Compute(Collator(framer.pad_id), accelerator, Precision.fp32),
         settings=Training(epochs=epochs, batch_size=32),
         lr=LR,
         seed=0,
-        collator=Collator(framer.pad_id),
-        accelerator=accelerator,
-        precision=Precision.fp32,
     )
     for step in trainer.steps():
         if step.index % 50 == 0:
@@ -138,12 +132,7 @@ def main() -> None:
     accelerator = pick(Device.auto)
     model, framer = train(name, data.train, int(options.get("epochs", "3")), accelerator)
     evaluator = Evaluator(
-        model,
-        framer,
-        collator=Collator(framer.pad_id),
-        settings=Evaluating(),
-        accelerator=accelerator,
-        precision=Precision.fp32,
+        model, framer, Compute(Collator(framer.pad_id), accelerator, Precision.fp32), settings=Evaluating()
     )
     few = data.test[:: max(1, len(data.test) // SCORED)]
     prompts = [tuple(prompt) for prompt in framer.prompts([message.text for message in data.test])]

@@ -10,11 +10,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from ftmatrix.cluster import run_jobs
-from ftmatrix.config import Cell
-from ftmatrix.engines import Engine
-from ftmatrix.engines.on_joblib import JoblibEngine
-from ftmatrix.engines.on_ray import RayEngine
+from ftmatrix.process import Engine, JoblibEngine, RayEngine, run_jobs
+from ftmatrix.spec import Cell
 
 
 def nothing(cell: Cell) -> str:

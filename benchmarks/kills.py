@@ -24,7 +24,7 @@ from mlflow.entities import Run
 from rich.console import Console
 from rich.table import Table
 
-from ftmatrix.tracking import is_complete
+from ftmatrix.store.runs import is_complete
 
 KILLS = 50
 CELLS = 12

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.shapes import SHAPES, build
 from ftmatrix.data import Pocket
-from ftmatrix.framing import Framer, Framing
+from ftmatrix.lm import Framer, Framing
 
 BATCHES = (16, 4)
 TRAINED = 64

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ftmatrix.models import ARCHITECTURES, PACKAGED
+from ftmatrix.models import PACKAGED
+from ftmatrix.models.source import ARCHITECTURES
 
 SHAPES = {"smollm2-135m": "HuggingFaceTB--SmolLM2-135M", "gemma3-270m": "google--gemma-3-270m"}
 

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ftmatrix.answers import interval_of
-from ftmatrix.evaluation import score
-from ftmatrix.rates import Sample, rate_ratio, width_difference
-from ftmatrix.records.evaluations import Prediction
-from ftmatrix.records.measures import Step
-from ftmatrix.records.outcomes import Verdict
-from ftmatrix.stability import assess, find_spikes
+from ftmatrix.cell import score
+from ftmatrix.cell.stability import assess, find_spikes
+from ftmatrix.records import Prediction, Step, Verdict
 from ftmatrix.statistics import Interval, mean_interval, share_interval
+from ftmatrix.study import Sample, rate_ratio
+from ftmatrix.study.answers import interval_of
+from ftmatrix.study.rates import width_difference
 
 Matrix = NDArray[numpy.float64]
 

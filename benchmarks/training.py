@@ -29,17 +29,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.shapes import SHAPES, build
-from ftmatrix.batches import Collator
-from ftmatrix.checkpoints import Checkpoint
-from ftmatrix.data import Banking77, Message, Pocket
-from ftmatrix.framing import Example, Framer, Framing
-from ftmatrix.hardware import Accelerator, Device, Precision, pick, seed_everything
-from ftmatrix.meters import MemoryMeter
-from ftmatrix.methods import FullFineTuning, Lora, Method, Quantization
-from ftmatrix.models import load_model
-from ftmatrix.settings import Schedule, Training
-from ftmatrix.training import Trainer as OurTrainer
-from ftmatrix.training import epoch_order
+from ftmatrix.arms import FullFineTuning, Lora, Method, Quantization
+from ftmatrix.cell.meters import MemoryMeter
+from ftmatrix.data import Message, Pocket
+from ftmatrix.data.banking77 import Banking77
+from ftmatrix.lm import Compute, Example, Framer, Framing, Training, epoch_order
+from ftmatrix.lm import Trainer as OurTrainer
+from ftmatrix.lm.settings import Schedule
+from ftmatrix.machine import Accelerator, Device, Precision, pick, seed_everything
+from ftmatrix.models import Checkpoint, load_model
 
 METHODS: dict[str, Method] = {
     "full": FullFineTuning(name="full"),
@@ -127,12 +125,10 @@ def ours(job: Job) -> Iterator[float]:
     trainer = OurTrainer(
         job.model,
         [job.examples[row] for row in order.tolist()],
+        Compute.suiting(job.model, job.tokenizer.pad_token_id, job.accelerator, Precision.fp32),
         settings=settings,
         lr=LR,
         seed=0,
-        collator=Collator.suiting(job.model, job.tokenizer.pad_token_id),
-        accelerator=job.accelerator,
-        precision=Precision.fp32,
     )
     trainer.rehearse()
     job.done(SKIPPED)

@@ -13,12 +13,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from ftmatrix.config import Cell, cell_from, config_folder, register_schemas
 from ftmatrix.data import Message, Pocket
-from ftmatrix.framing import Framer, Framing
-from ftmatrix.hardware import Accelerator, Device, pick
+from ftmatrix.lm import Framer, Framing
+from ftmatrix.machine import Accelerator, Device, pick
 from ftmatrix.models import PACKAGED
-from ftmatrix.overrides import expand
+from ftmatrix.spec import Cell, cell_from, config_folder, expand, register_schemas
 
 torch.set_num_threads(1)  # as cells of such small models have
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and processes that tests start: test files run side by side
@@ -119,7 +118,9 @@ def hydra_config() -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="session")
 def adapters_preloaded() -> None:
     """Has the one server from which this process's cells are forked import all that any of them needs."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["ftmatrix.preload", "ftmatrix.preload_adapters"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["ftmatrix.process.preload", "ftmatrix.process.preload_adapters"]
+    )
     forkserver.ensure_running()
 
 

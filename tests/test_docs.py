@@ -14,8 +14,9 @@ import pytest
 from benchmarks.__main__ import NAMES as BENCHMARKS
 from mlflow import MlflowClient
 
-from ftmatrix.cli import DOCTOR_FLAGS, run
-from ftmatrix.studies import study_of
+from ftmatrix.cli import run
+from ftmatrix.cli.commands import DOCTOR_FLAGS
+from ftmatrix.spec import study_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]

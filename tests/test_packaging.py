@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftmatrix.config import PACKAGE
+from ftmatrix.spec import PACKAGE
 
 CHECKOUT = PACKAGE.parents[1]
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from ftmatrix.records.outcomes import Outcome
+from ftmatrix.records import Outcome
 
 
 class FtmatrixError(Exception):

@@ -8,7 +8,7 @@ from ftmatrix.data.base import DataSource, RawSplits
 from ftmatrix.data.dataset import Message, Messages
 from ftmatrix.data.files import read_csv, read_folder
 from ftmatrix.errors import DataError
-from ftmatrix.hub import Repository, download
+from ftmatrix.machine import Repository, download
 from ftmatrix.roles import resolved
 
 

@@ -1,7 +1,5 @@
 """What is here, what each method can do with it, and whether it does so rightly: `ftmatrix doctor`."""
 
-from ftmatrix.doctor.findings import Finding, State, findings_table, write_findings
-from ftmatrix.doctor.machine import examine
-from ftmatrix.doctor.proof import prove
+import lazy_loader
 
-__all__ = ["Finding", "State", "examine", "findings_table", "prove", "write_findings"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

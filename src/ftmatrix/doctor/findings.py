@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.files import replacing
+from ftmatrix.machine import replacing
 
 Figures = dict[str, float | str | None]
 

@@ -11,17 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ftmatrix import host
-from ftmatrix.config import Tracking, without_credentials
 from ftmatrix.doctor.findings import Finding, State
 from ftmatrix.doctor.subjects import POCKET, cells_of
 from ftmatrix.errors import FtmatrixError
-from ftmatrix.gguf_files import cache_folder
-from ftmatrix.hardware import VISIBLE, Accelerator, Device, Precision, pick
-from ftmatrix.isolation import start_method
+from ftmatrix.machine import VISIBLE, Accelerator, Device, Precision, host, pick
+from ftmatrix.models import MODELS, cache_folder, folder_of
+from ftmatrix.process import start_method
+from ftmatrix.spec import Tracking, without_credentials
+from ftmatrix.store import check_reachable
 from ftmatrix.text import gibibytes
-from ftmatrix.tracking import check_reachable
-from ftmatrix.wheels import MODELS, folder_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "mlflow", "hydra-core")
 EXTRAS = {"ray": "hydra/launcher=ray", "submitit": "Slurm", "flash_attn": "model.attention=flash_attention_2"}

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftmatrix.hardware import Device, Precision, seed_everything, visible
-from ftmatrix.preparation import ReadyCell
+from ftmatrix.machine import Device, Precision, seed_everything, visible
+from ftmatrix.spec import ReadyCell
 
 if TYPE_CHECKING:
-    from ftmatrix.framing import Example, Framer
+    from ftmatrix.lm import Example, Framer
 
 SKIPPED = 3
 """Steps in which memory and kernels still find their places."""
@@ -34,7 +34,7 @@ def measure(ready: ReadyCell) -> Measured:
     os.environ |= visible(ready.accelerator.device, [card.name for card in ready.accelerator.cards[:1]])
     from transformers.utils.logging import disable_progress_bar
 
-    from ftmatrix.framing import Framer
+    from ftmatrix.lm import Framer
     from ftmatrix.models import limits_of, load_tokenizer
 
     disable_progress_bar()
@@ -48,33 +48,26 @@ def measure(ready: ReadyCell) -> Measured:
 
 
 def _model(ready: ReadyCell) -> Any:
-    from ftmatrix.runner import CellRun
+    from ftmatrix.cell import load_adapted
+    from ftmatrix.lm import Group
+    from ftmatrix.machine import use_threads
 
-    return CellRun(ready, lambda _: None).load()
+    use_threads(ready.threads)
+    return load_adapted(ready, Group())
 
 
 def _difference(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float | None:
     from dataclasses import replace
 
-    from ftmatrix.batches import Collator
-    from ftmatrix.evaluation import Evaluator
-    from ftmatrix.hardware import autocast
+    from ftmatrix.lm import Compute, Evaluator
 
     model = _model(ready)
-    with autocast(ready.accelerator, ready.precision):
-        packed = Collator.suiting(model, framer.pad_id)
-    if packed.row_tokens is None:
+    packed = Compute.suiting(model, framer.pad_id, ready.accelerator, ready.precision)
+    if packed.collator.row_tokens is None:
         return None
     losses = []
-    for collator in (packed, replace(packed, row_tokens=None)):
-        evaluator = Evaluator(
-            model,
-            framer,
-            collator=collator,
-            settings=ready.cell.evaluation,
-            accelerator=ready.accelerator,
-            precision=ready.precision,
-        )
+    for compute in (packed, replace(packed, collator=replace(packed.collator, row_tokens=None))):
+        evaluator = Evaluator(model, framer, compute, settings=ready.cell.evaluation)
         losses.append([gold.nll for gold in evaluator.gold_pass(examples)])
     mean = sum(losses[1]) / len(losses[1])
     largest: float = max(abs(one - other) for one, other in zip(*losses, strict=True))
@@ -82,22 +75,16 @@ def _difference(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -
 
 
 def _pace(ready: ReadyCell, framer: "Framer", examples: "list[Example]") -> float:
-    from ftmatrix.batches import Collator
-    from ftmatrix.hardware import autocast
-    from ftmatrix.training import Trainer
+    from ftmatrix.lm import Compute, Trainer
 
     model = _model(ready)
-    with autocast(ready.accelerator, ready.precision):
-        collator = Collator.suiting(model, framer.pad_id)
     trainer = Trainer(
         model,
         examples,
+        Compute.suiting(model, framer.pad_id, ready.accelerator, ready.precision),
         settings=ready.cell.training,
         lr=ready.cell.lr,
         seed=ready.cell.seed,
-        collator=collator,
-        accelerator=ready.accelerator,
-        precision=ready.precision,
     )
     trainer.rehearse()
     timed = list(trainer.steps())[SKIPPED:]

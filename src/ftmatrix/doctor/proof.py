@@ -11,12 +11,12 @@ from ftmatrix.doctor.measures import Measured, measure
 from ftmatrix.doctor.subjects import GEMMA, POCKET, Subject, cells_of
 from ftmatrix.doctor.trials import Trial, can_be_starved, run_together, starved
 from ftmatrix.errors import UnsupportedError
-from ftmatrix.hardware import Device, pick
-from ftmatrix.planning import plan
-from ftmatrix.preparation import FailedCell, ReadyCell
-from ftmatrix.records.outcomes import Outcome, Phase
+from ftmatrix.machine import Device, pick
+from ftmatrix.models import MODELS, folder_of
+from ftmatrix.records import Outcome, Phase
+from ftmatrix.spec import FailedCell, ReadyCell
+from ftmatrix.sweep import plan
 from ftmatrix.text import gibibytes
-from ftmatrix.wheels import MODELS, folder_of
 
 CURVES = Path(__file__).with_name("curves.json")
 """The losses that these cells came to on a CPU, by model and method."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftmatrix.config import Cell, cell_from, config_folder, register_schemas
 from ftmatrix.data import Message, Pocket
+from ftmatrix.spec import Cell, cell_from, config_folder, register_schemas
 
 METHODS = ("full", "lora", "qlora")
 HEADER = ("text", "category")

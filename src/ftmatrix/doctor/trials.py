@@ -9,16 +9,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-from ftmatrix import child
-from ftmatrix.child import Ended, Stepped
-from ftmatrix.hardware import Device, Rank
-from ftmatrix.isolation import CellProcess, warm_up
-from ftmatrix.journal import Journal
-from ftmatrix.leases import Leases
-from ftmatrix.preparation import ReadyCell
-from ftmatrix.recording import facts_of
-from ftmatrix.records.measures import Step
-from ftmatrix.records.results import CellResult
+from ftmatrix.machine import Device, Rank
+from ftmatrix.process import CellProcess, Ended, Leases, Stepped, child, warm_up
+from ftmatrix.records import CellResult, Step
+from ftmatrix.spec import ReadyCell
+from ftmatrix.store import Journal, facts_of
 
 Main = Callable[..., None]
 """What a cell's process runs: `child.main`, or what goes before it."""
@@ -70,7 +65,7 @@ def run_together(cells: Sequence[ReadyCell], folder: Path, main: Main | None = N
 
 def starved(ready: ReadyCell, rank: Rank, *others: Any) -> None:
     """A cell's process that has room for what training holds throughout, and none for what comes and goes."""
-    import ftmatrix.preload  # noqa: F401  # libraries are none of what the cell may take
+    import ftmatrix.process.preload  # noqa: F401  # libraries are none of what the cell may take
 
     assert ready.forecast is not None
     room = ready.forecast.parts.total_bytes

@@ -13,7 +13,7 @@ import transformers
 from mlflow.exceptions import MlflowException
 from transformers import PreTrainedTokenizerFast
 
-from ftmatrix.host import processor_name
+from ftmatrix.machine import processor_name
 from ftmatrix.pretraining.corpus import encode, find_sources
 from ftmatrix.pretraining.run import Plan, Pretraining, Progress
 from ftmatrix.pretraining.sizes import SIZES

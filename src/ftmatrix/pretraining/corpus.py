@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ftmatrix.files import sha256_of
+from ftmatrix.machine import sha256_of
 
 DOCUMENT_CHARACTERS = 600
 """Neighbouring passages are joined up to this length, so that short ones (chat lines) keep some context."""

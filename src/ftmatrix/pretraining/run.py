@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Gemma3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from ftmatrix.files import replacing
+from ftmatrix.machine import replacing
 from ftmatrix.pretraining.corpus import PackedWindows, Tokens, pooled
 from ftmatrix.pretraining.sizes import SIZES
 

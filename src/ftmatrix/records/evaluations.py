@@ -69,4 +69,4 @@ class Evaluation:
     unended_rate: float | None = None
     """Share of the answers that begin with a label and don't end there."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Those of `ftmatrix.scores`, by name."""
+    """Those of `ftmatrix.cell.scores`, by name."""

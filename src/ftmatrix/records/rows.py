@@ -1,6 +1,6 @@
 """A cell as a comparison sees it: one row of a table."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from ftmatrix.records.outcomes import Outcome, Verdict
@@ -51,3 +51,8 @@ class Row:
     def deciding(self, *, but: Container[str] = ()) -> frozenset[tuple[str, str]]:
         """The settings that make the cell what it is, but for these. An unset one is one that older versions lacked."""
         return frozenset((key, value) for key, value in self.settings.items() if key not in but and value != "None")
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by data, model, method, rate and seed, as a reader compares them."""
+    return sorted(rows, key=lambda row: (row.data, row.model, row.method, row.lr, row.seed))

@@ -1,11 +1,5 @@
-"""The report of a study: what its runs come to, in words, tables and plots."""
+"""What a reader sees: tables, plots, and the report in words."""
 
-from ftmatrix.report.details import read_details as read_details
-from ftmatrix.report.machine import as_json as as_json
-from ftmatrix.report.making import Source as Source
-from ftmatrix.report.making import make_report as make_report
-from ftmatrix.report.markdown import answer_as_markdown as answer_as_markdown
-from ftmatrix.report.summary import Summary as Summary
-from ftmatrix.report.summary import summarise as summarise
-from ftmatrix.report.terminal import print_report as print_report
-from ftmatrix.report.writing import write_report as write_report
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-from ftmatrix.answers import Curves, Points, Results
-from ftmatrix.records.measures import Stability
-from ftmatrix.records.rows import Row
+from ftmatrix.records import Row, Stability
 from ftmatrix.report.summary import ArmSummary, Summary
+from ftmatrix.study import Curves, Points, Results
 
 
 @dataclass(frozen=True)

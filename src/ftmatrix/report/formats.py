@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable
 
-from ftmatrix.comparison import Point
-from ftmatrix.rates import Window
 from ftmatrix.statistics import Interval
+from ftmatrix.study import Point, Window
 from ftmatrix.text import UNKNOWN
 
 

@@ -5,7 +5,7 @@ from html import escape
 from string import Template
 
 from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots import Plot
+from ftmatrix.report.plots.style import Plot
 from ftmatrix.report.sections import Section, pair_sections, sections
 from ftmatrix.report.summary import Summary
 

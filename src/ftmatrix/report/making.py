@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Protocol
 
-from ftmatrix.answers import cached
 from ftmatrix.errors import ConfigError
-from ftmatrix.records.results import CellResult
-from ftmatrix.records.rows import Row
+from ftmatrix.records import CellResult, Row
 from ftmatrix.report.details import read_details
 from ftmatrix.report.summary import Summary, summarise
 from ftmatrix.report.writing import write_report
-from ftmatrix.studies import claims_of
+from ftmatrix.spec import claims_of
+from ftmatrix.study import cached
 
 
 class Source(Protocol):

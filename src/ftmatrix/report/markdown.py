@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots import Plot
+from ftmatrix.report.plots.style import Plot
 from ftmatrix.report.sections import Section, in_short, pair_sections, sections
 from ftmatrix.report.summary import Summary
 

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftmatrix.records.outcomes import Verdict
-from ftmatrix.report.conclusions import conclusions, overall
+from ftmatrix.records import Verdict
+from ftmatrix.report.conclusions import conclusions
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.formats import between, mean_of, spread, window_text
+from ftmatrix.report.overall import overall
 from ftmatrix.report.summary import ArmSummary, RateSummary, Summary
 from ftmatrix.text import UNKNOWN, mebibytes, percent, seconds
 

@@ -6,25 +6,33 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ftmatrix.answers import Difference, Results, compare_answers
-from ftmatrix.claims import Finding, judge, read_claims
-from ftmatrix.comparison import Curve, Point, by_context, curves, unfair_differences
-from ftmatrix.rates import (
+from ftmatrix.records import Row
+from ftmatrix.statistics import Interval
+from ftmatrix.study import (
+    Curve,
+    Difference,
+    Finding,
+    Point,
+    Results,
     Sample,
     Sensitivity,
     Window,
     around_best,
     best,
     best_rate,
+    by_context,
+    compare_answers,
+    curves,
     degraded,
+    judge,
     paired_samples,
     rate_ratio,
+    read_claims,
     sensitivity,
     shared_rates,
+    unfair_differences,
     window,
 )
-from ftmatrix.records.rows import Row
-from ftmatrix.statistics import Interval
 
 REFERENCE = "full"
 """The method whose best rate the others' are divided by."""

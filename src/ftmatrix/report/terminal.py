@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ftmatrix.report.sections import Section, sections
 from ftmatrix.report.summary import Summary
-from ftmatrix.table import width_of
+from ftmatrix.report.table import width_of
 
 ANSWER_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
 

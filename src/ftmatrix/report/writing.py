@@ -9,7 +9,7 @@ from ftmatrix.report.machine import as_json
 from ftmatrix.report.markdown import as_markdown
 from ftmatrix.report.plots import draw
 from ftmatrix.report.summary import Summary
-from ftmatrix.table import as_csv
+from ftmatrix.report.table import as_csv
 
 
 def write_report(summary: Summary, contexts: Sequence[ContextDetails], folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
-    from ftmatrix.engines import Engine
+    from ftmatrix.process import Engine
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
@@ -32,7 +32,7 @@ class ExperimentsSearchPath(SearchPathPlugin):
         if "cell.yaml" not in ConfigStore.instance().repo:
             return  # another Hydra application in the same environment
 
-        from ftmatrix.config import config_folder, experiments_root
+        from ftmatrix.spec import config_folder, experiments_root
 
         others = ConfigStore.instance().repo["hydra"]["launcher"]
         for path in (config_folder() / "hydra" / "launcher").glob("*.yaml"):
@@ -57,7 +57,7 @@ class GridSweeper(BasicSweeper):
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
         """The jobs, in batches. `overrides` are params and the command's words, parsed as if they were one grid."""
-        from ftmatrix.grids import jobs_of
+        from ftmatrix.spec import jobs_of
 
         assert self.hydra_context is not None
         jobs = jobs_of(self.params, self.grids, self.given, self.hydra_context.config_loader)
@@ -69,7 +69,7 @@ class GridSweeper(BasicSweeper):
 
 
 class CellLauncher(Launcher):
-    """Composes every cell of the grid first, then hands them all to `ftmatrix.sweep`."""
+    """Composes every cell of the grid first, then hands them all to `ftmatrix.sweep.campaign`."""
 
     def __init__(self, n_jobs: int | str | None) -> None:
         self.n_jobs = n_jobs
@@ -78,15 +78,15 @@ class CellLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: "Sequence[Sequence[str]]", initial_job_idx: int) -> "Sequence[JobReturn]":
-        from ftmatrix.composition import Composer
-        from ftmatrix.records.outcomes import Outcome
+        from ftmatrix.records import Outcome
+        from ftmatrix.spec import Composer
 
         # every run keeps its own configuration; Hydra's copy of the command may hold the tracking URI's password
         (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
         composer = Composer(self.hydra_context.config_loader, self.config)
         jobs = composer.fitting(job_overrides)
         cells = {job: composer.cell(job) for job in jobs}  # what is left out may leave two jobs the same
-        from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
+        from ftmatrix.sweep import sweep
 
         rows = dict(zip(cells, sweep(list(cells.values()), n_jobs=self.n_jobs, engine=self.engine()), strict=True))
         returns = []
@@ -106,7 +106,7 @@ class CellLauncher(Launcher):
     @property
     def most_here(self) -> int:
         """The same of an engine on this machine: as many as it has cores."""
-        from ftmatrix.host import usable_cores
+        from ftmatrix.machine import usable_cores
 
         return self.most or usable_cores()
 
@@ -125,7 +125,7 @@ class RayLauncher(CellLauncher):
         self.share = (address, cpus, gpus, memory)
 
     def engine(self) -> "Engine":
-        from ftmatrix.engines.on_ray import RayEngine
+        from ftmatrix.process import RayEngine
 
         return RayEngine(*self.share, self.most)
 
@@ -140,7 +140,7 @@ class SubmititLauncher(CellLauncher):
     def engine(self) -> "Engine":
         from omegaconf import OmegaConf
 
-        from ftmatrix.engines.on_submitit import SubmititEngine
+        from ftmatrix.process import SubmititEngine
 
         settings: Any = OmegaConf.to_container(self.settings)
         return SubmititEngine(
@@ -152,7 +152,7 @@ class JoblibLauncher(CellLauncher):
     """Cells in joblib's workers."""
 
     def engine(self) -> "Engine":
-        from ftmatrix.engines.on_joblib import JoblibEngine
+        from ftmatrix.process import JoblibEngine
 
         return JoblibEngine(self.most_here)
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from ftmatrix.comparison import Point
-from ftmatrix.rates import UNSTABLE_SHARE
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, legend_columns, log_ticks, marker, named, new_figure
+from ftmatrix.study import UNSTABLE_SHARE, Point
 
 PARTS = (
     ("weight_bytes", "weights", ""),

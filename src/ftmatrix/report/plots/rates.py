@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records import Verdict
 from ftmatrix.report.details import ContextDetails
 from ftmatrix.report.plots.style import (
     INK,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy
 import pandas
 
-from ftmatrix.answers import Points
-from ftmatrix.records.outcomes import Verdict
+from ftmatrix.records import Verdict
 from ftmatrix.report.details import ContextDetails, RunCurves
 from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, named, new_figure
+from ftmatrix.study import Points
 
 LARGEST = 1e30
 """Stands in MLflow for infinity, or soon will: not drawn."""

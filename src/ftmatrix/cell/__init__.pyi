@@ -1,0 +1,10 @@
+from .artifacts import write_facts as write_facts
+from .artifacts import write_files as write_files
+from .failures import failure as failure
+from .loading import load_adapted as load_adapted
+from .metrics import STEP_SERIES as STEP_SERIES
+from .metrics import result_metrics as result_metrics
+from .run import CellRun as CellRun
+from .scoring import score as score
+from .stability import judged_anew as judged_anew
+from .stability import may_be_outdated as may_be_outdated

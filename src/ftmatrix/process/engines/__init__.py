@@ -1,0 +1,1 @@
+"""Where cells may run beside this machine's own processes."""

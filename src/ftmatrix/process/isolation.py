@@ -1,0 +1,212 @@
+"""One cell in a process of its own: its peak memory is true, and its death costs no other cell."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from ftmatrix.errors import ConfigError
+from ftmatrix.machine import VISIBLE, Card, Device, Rank, visible
+from ftmatrix.process import child
+from ftmatrix.process.child import OTHER_DIED, Began, Ended, Event, Stepped
+from ftmatrix.records import CellResult, Outcome, Phase
+from ftmatrix.spec import ReadyCell
+
+FORKSERVER, SPAWN = "forkserver", "spawn"
+DEATH_SECONDS = 10
+"""How long it may take to see which process of a cell has died."""
+
+
+def warm_up(cells: Sequence[ReadyCell]) -> None:
+    """Start the server that cells are forked from. It imports what they need once, while the caller goes on.
+
+    Raises:
+        ConfigError: FTMATRIX_START_METHOD is unknown.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name: what fits in the rehearsal is to fit to the end
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
+    if preferred_start() == SPAWN:
+        return
+    on_cpu = all(cell.accelerator.device is Device.cpu for cell in cells)
+    adapted = on_cpu and any(cell.cell.method.trains_adapters for cell in cells)
+    preloaded = ["ftmatrix.process.preload", *(["ftmatrix.process.preload_adapters"] if adapted else [])]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    with _interrupts_held():
+        forkserver.ensure_running()
+
+
+def preferred_start() -> str:
+    """How cells' processes start on this system: from a server that has all imports, or anew.
+
+    Apple's libraries can't be used after a fork. FTMATRIX_START_METHOD asks for one of the two.
+
+    Raises:
+        ConfigError: it asks for another.
+    """
+    asked = os.environ.get("FTMATRIX_START_METHOD", FORKSERVER if sys.platform == "linux" else SPAWN)
+    if asked not in (FORKSERVER, SPAWN):
+        raise ConfigError(f"FTMATRIX_START_METHOD={asked}: must be {FORKSERVER} or {SPAWN}")
+    return asked
+
+
+def start_method(device: Device) -> str:
+    """How the process of a cell on a device starts."""
+    preferred = preferred_start()
+    return SPAWN if preferred == FORKSERVER and device in VISIBLE and not forks_well() else preferred
+
+
+@cache
+def forks_well() -> bool:
+    """Whether what is forked from the server can start a GPU. It can't where counting them has started the driver there
+    (MIG names, no NVML).
+    """
+    context: Any = multiprocessing.get_context(FORKSERVER)
+    listening, speaking = context.Pipe(duplex=False)
+    asked = context.Process(target=child.tell_of_fork, args=(speaking,), daemon=True)
+    asked.start()
+    speaking.close()
+    try:
+        return bool(listening.recv())
+    except EOFError:
+        return False
+    finally:
+        asked.join()
+        listening.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """What starts within never hears of Ctrl-C, which is the caller's affair; the caller does, afterwards."""
+    resource_tracker.ensure_running()  # it starts with the first child, and starting it lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class CellProcess:
+    """A cell that runs in a child. `connection` becomes readable when there is an event, or when the child is gone.
+
+    A cell on several devices has a child for each; the first speaks for all. The children see `cards` alone of the
+    machine's GPUs. `main` is what they run in the place of `child.main`.
+    """
+
+    def __init__(self, ready: ReadyCell, cards: Sequence[Card] = (), main: Callable[..., None] | None = None) -> None:
+        context: Any = multiprocessing.get_context(start_method(ready.accelerator.device))
+        self.ready, self.cards = ready, tuple(cards)
+        self.connection, theirs = context.Pipe(duplex=False)
+        self.phase: Phase | None = None
+        self._has_trained = False
+        self._kernel_kills = kernel_kills()
+        self._meeting = ready.folder / f"meeting-{uuid.uuid4().hex}"
+        size = ready.cell.devices
+        ranks = [Rank(index, size, self._meeting) for index in range(size)]
+        pipes = [context.Pipe(duplex=False) for _ in ranks[1:]]
+        heard = [listening for listening, _ in pipes]
+        speaking = [theirs, *(their for _, their in pipes)]
+        shown = visible(ready.accelerator.device, [card.name for card in cards])
+        self._processes: list[BaseProcess] = [
+            context.Process(
+                target=main or child.main, args=(ready, rank, own, () if rank.index else heard, shown), daemon=True
+            )
+            for rank, own in zip(ranks, speaking, strict=True)
+        ]
+        try:
+            with _interrupts_held():
+                for process in self._processes:
+                    process.start()
+        except BaseException:
+            for process in self._processes:
+                if process.pid is not None:
+                    process.kill()
+            self.connection.close()
+            raise
+        finally:
+            for connection in (*heard, *speaking):
+                connection.close()
+
+    @property
+    def _first(self) -> BaseProcess:
+        return self._processes[0]
+
+    def receive(self) -> Event:
+        """The next event. The death of the child is one too: a result that says what killed it."""
+        try:
+            event: Event = self.connection.recv()
+        except (EOFError, OSError):
+            self._first.join()
+            event = Ended(self._died())
+        self._has_trained |= isinstance(event, Stepped)
+        if isinstance(event, Began):
+            self.phase = event.phase
+        return event
+
+    def close(self) -> None:
+        """Wait for a child that has ended, and let go of its resources."""
+        self._first.join()
+        for process in self._processes:
+            process.kill()  # those that lost the first, or only have to end
+            process.join()
+            process.close()
+        self.connection.close()
+        self._meeting.unlink(missing_ok=True)
+
+    def ask_to_stop(self) -> None:
+        """Have the child save its progress and end; it does so between two steps of its training."""
+        self._first.terminate()
+
+    def last_words(self, until: float) -> CellResult | None:
+        """How a child ends that was asked to stop; None where it has nothing to lose yet, or doesn't end by `until`."""
+        while self._has_trained and self.connection.poll(max(0.0, until - time.monotonic())):
+            if isinstance(event := self.receive(), Ended):
+                return event.result
+        return None
+
+    def kill(self) -> None:
+        """End the child at once."""
+        self._first.kill()
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._first.pid
+
+    def _died(self) -> CellResult:
+        code = self._first.exitcode or 0
+        if code == OTHER_DIED:
+            others = self._processes[1:]
+            wait([process.sentinel for process in others], timeout=DEATH_SECONDS)
+            code = next((process.exitcode for process in others if process.exitcode), code)
+        doing = self.phase.doing if self.phase else "starting"
+        log = f"see {self.ready.log}"
+        if code >= 0:
+            return CellResult(Outcome.CRASHED, f"the process exited with code {code} while {doing}; {log}")
+        name = signal.Signals(-code).name
+        if name == "SIGKILL" and kernel_kills() > self._kernel_kills:
+            reason = f"memory ran out while {doing} (the kernel killed the process)"
+            return CellResult(Outcome.OUT_OF_MEMORY, reason, self.phase, forecast=self.ready.forecast)
+        return CellResult(Outcome.CRASHED, f"the process died of {name} while {doing}; {log}")
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel has killed for want of memory since the machine started (Linux; else 0)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

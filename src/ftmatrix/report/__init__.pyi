@@ -1,0 +1,10 @@
+from .machine import as_json as as_json
+from .making import Source as Source
+from .making import make_report as make_report
+from .markdown import answer_as_markdown as answer_as_markdown
+from .table import as_csv as as_csv
+from .table import as_text as as_text
+from .table import failures as failures
+from .table import fitting_table as fitting_table
+from .table import notes as notes
+from .terminal import print_report as print_report

@@ -1,0 +1,14 @@
+from .delivery import Courier as Courier
+from .delivery import Delivery as Delivery
+from .journal import CellLog as CellLog
+from .journal import Journal as Journal
+from .ownership import is_alive as is_alive
+from .reach import check_reachable as check_reachable
+from .recording import NOTES_BETWEEN as NOTES_BETWEEN
+from .recording import WEIGHTS_TAG as WEIGHTS_TAG
+from .recording import SweepWriter as SweepWriter
+from .recording import facts_of as facts_of
+from .recording import parameters_of as parameters_of
+from .recovery import recover as recover
+from .runs import serves as serves
+from .tracking import Store as Store

@@ -1,0 +1,2 @@
+from .campaign import sweep as sweep
+from .planning import plan as plan
