@@ -13,7 +13,7 @@ from ftmatrix.data import DATA_SCHEMAS, Pocket
 from ftmatrix.machine import Accelerator, Precision
 from ftmatrix.models import Model
 from ftmatrix.roles import Role, declared_in, flat, plain, result
-from ftmatrix.spec import Cell, ReadyCell, preparation
+from ftmatrix.spec import Cell, ReadyCell, prepared
 from ftmatrix.spec.cells import every_setting
 from ftmatrix.store import parameters_of
 
@@ -104,8 +104,8 @@ def test_a_fingerprint_that_was_recorded_is_still_the_cells(
     make_cell: MakeCell, ready: Ready, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made before settings declared their roles. Another means that finished cells run again: is that wanted?"""
-    monkeypatch.setattr(preparation, "versions", lambda _: {"torch": "2.13.0"})
-    monkeypatch.setattr(preparation, "RESULT_VERSION", 7)
+    monkeypatch.setattr(prepared, "versions", lambda _: {"torch": "2.13.0"})
+    monkeypatch.setattr(prepared, "RESULT_VERSION", 7)
     there = ready(make_cell("lr=1e-3"))
     there = replace(there, accelerator=replace(there.accelerator, name="a processor"))
     there = replace(
