@@ -15,7 +15,7 @@ from benchmarks.__main__ import NAMES as BENCHMARKS
 from mlflow import MlflowClient
 
 from ftmatrix.cli import run
-from ftmatrix.cli.commands import DOCTOR_FLAGS
+from ftmatrix.cli.commands import COMMANDS
 from ftmatrix.spec import study_of
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ def ftmatrix(arguments: list[str], has_run: Callable[[str], None], monkeypatch: 
             has_run(study)
             assert run(arguments) in ((0, 3, 4) if "--exit-code" in arguments else (0,))
         case ["doctor", *flags]:
-            assert set(flags) <= set(DOCTOR_FLAGS)
+            assert set(flags) <= set(COMMANDS["doctor"].flags)
             assert run(["doctor"]) == 0
         case ["plan", *_] | ["--help"]:
             assert run(arguments) == 0

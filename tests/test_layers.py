@@ -28,12 +28,13 @@ ROOMS = (
     "forecast",
     "store",
     "study",
-    "report",
+    "reporting",
     "process",
     "sweep",
     "serving",
     "doctor",
     "pretraining",
+    "api",
     "cli",
 )
 """In the order in which a reader may meet them: each imports only from those above it."""

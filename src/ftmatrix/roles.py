@@ -4,7 +4,7 @@ Identity, records and comparisons read the roles, so that no list has to be kept
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -111,3 +111,15 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         items |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
     return items
+
+
+def varying(groups: Iterable[Iterable[Mapping[str, Any]]]) -> set[str]:
+    """The keys in which members of some group differ, among those that have them."""
+    found: set[str] = set()
+    for members in groups:
+        values: dict[str, set[str]] = {}
+        for settings in members:
+            for key, value in settings.items():
+                values.setdefault(key, set()).add(str(value))
+        found |= {key for key, seen in values.items() if len(seen) > 1}
+    return found

@@ -13,6 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from ftmatrix.cli import run
+from ftmatrix.cli.commands import COMMANDS
+from ftmatrix.spec import documented_settings, every_setting
 
 OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": "/nonexistent/hub"}
 """A hub that answers no call, and an empty cache."""
@@ -173,6 +175,24 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for word in ("full", "qlora", "gemma3-270m", "banking77", "model=local", "experiment=", "Exit code"):
         assert word in said
+
+
+def test_help_names_every_setting_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    settings = {setting.key: setting for setting in documented_settings()}
+    assert set(settings) == set(every_setting())
+    for key, setting in settings.items():
+        assert setting.text, f"{key} has no docstring"
+        assert f"{key}={' '.join(setting.default.split())} {setting.text}".replace("= ", "=") in said.replace("= ", "=")
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"ui"}))
+def test_each_command_tells_of_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"ftmatrix {name}")
+    assert all(option in said for option in COMMANDS[name].options)
 
 
 def test_the_composed_configuration_is_shown(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from ftmatrix.data.files import CsvFolder
 from ftmatrix.errors import ConfigError, DataError
 from ftmatrix.lm import Framer, Framing
 from ftmatrix.records import CellResult, Outcome, Prediction, Row
-from ftmatrix.report import print_report
-from ftmatrix.report.summary import summarise
+from ftmatrix.reporting import print_report
+from ftmatrix.reporting.summary import summarise
 from ftmatrix.serving import IntentModel
 from ftmatrix.spec import Cell
 from ftmatrix.study import curves

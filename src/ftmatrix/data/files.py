@@ -118,7 +118,9 @@ class CsvFolder(DataSource):
     """A folder with train.csv and test.csv (and validation.csv, if there is one)."""
 
     text_column: str = resolved("text")
+    """Column of the messages."""
     label_column: str = resolved("category")
+    """Column of the intents."""
 
     def read(self, *, fetch: bool = True) -> RawSplits:
         return read_folder(

@@ -22,18 +22,22 @@ class Training:
     """Everything about a run that is the same for all methods of a comparison."""
 
     epochs: int = result(3)
+    """Passes over the training messages."""
     batch_size: int = result(16)
     """Messages an optimizer step averages over."""
     micro_batch_size: int | None = result(None)
     """Messages a forward pass takes at once (None: the whole batch, or a device's share of it). The sum of their
     gradients is the batch's."""
     schedule: Schedule = result(Schedule.linear)
+    """How the rate goes on after warm-up: it stays, or falls to 0 in a line or a half cosine."""
     warmup_fraction: float = result(0.05)
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = result(0.0)
+    """AdamW's decay of matrices, times the rate; vectors don't decay."""
     max_grad_norm: float | None = result(1.0)
     """Gradients are clipped to this global L2 norm (None: never)."""
     precision: Precision = resolved(Precision.auto)
+    """What weights and arithmetic are kept in; auto: mixed on a GPU with bfloat16 units, else fp32."""
     gradient_checkpointing: bool = result(False)
     """Recompute activations in the backward pass: less memory, more time."""
 
@@ -91,6 +95,7 @@ class Evaluating:
     """How evaluation batches its work; decides memory and time, never a score."""
 
     batch_size: int = result(64, compared=False)
+    """Messages that are scored, or answered, at once: decides memory and time, never a score."""
     forgetting: bool = result(True)
     """Measure perplexity on general text before and after training."""
 

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from ftmatrix.records import CellResult, Outcome, Step
+from ftmatrix.roles import varying
 from ftmatrix.spec import Cell, ReadyCell
 from ftmatrix.store import parameters_of
 from ftmatrix.text import duration
@@ -44,7 +45,7 @@ class Display:
         self.console, self.total, self.quiet = console, len(cells), quiet
         self.done = 0
         self._started = time.monotonic()
-        self._best: dict[str, tuple[float, str]] = {}
+        self._best: dict[str, tuple[float, float, str]] = {}
         self._name = names(cells)
         self._waiting: set[str] = set()
         self._cells: dict[str, _CellLine] = {}
@@ -110,7 +111,8 @@ class Display:
         self._progress.remove_task(line.task)
         self._progress.advance(self._sweep, ready.steps - line.steps_done)
         if result.validation and result.test:
-            found = (result.validation.accuracy, f"{result.test.accuracy:.1%}, {self._name[ready.fingerprint]}")
+            said = f"{result.test.accuracy:.1%}, {self._name[ready.fingerprint]}"
+            found = (result.validation.accuracy, -result.validation.nll, said)  # as `best_of` chooses
             data = ready.cell.data.title
             self._best[data] = max(self._best.get(data, found), found)
         self._count()
@@ -125,7 +127,7 @@ class Display:
             return ""
         elapsed = time.monotonic() - self._started
         left = elapsed * ((task.total or 0.0) / task.completed - 1)
-        best = f"; best {self._best[data][1]}" if data in self._best else ""
+        best = f"; best {self._best[data][-1]}" if data in self._best else ""
         if task.completed >= (task.total or 0.0):
             return f"{best}; the others are being evaluated"
         return f"{best}; about {duration(left)} left"
@@ -137,7 +139,7 @@ class Display:
 
     def _count(self) -> None:
         self.done += 1
-        best = "".join(f"  best {escape(name)}" for _, name in self._best.values())
+        best = "".join(f"  best {escape(name)}" for *_, name in self._best.values())
         self._progress.update(self._sweep, state=f"{self.done}/{self.total} cells{best}")
 
 
@@ -179,7 +181,7 @@ def names(cells: Sequence[ReadyCell]) -> dict[str, str]:
     found = {}
     for title, namesakes in by_title.items():
         settings = [parameters_of(ready.cell) for ready in namesakes]
-        varied = sorted(key for key in set().union(*settings) if len({each.get(key) for each in settings}) > 1)
+        varied = sorted(varying([settings]))
         for ready, each in zip(namesakes, settings, strict=True):
             found[ready.fingerprint] = " ".join([title, *(f"{key}={each[key]}" for key in varied if key in each)])
     return found

@@ -13,6 +13,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ftmatrix.errors import ConfigError
@@ -76,7 +77,8 @@ def forks_well() -> bool:
     context: Any = multiprocessing.get_context(FORKSERVER)
     listening, speaking = context.Pipe(duplex=False)
     asked = context.Process(target=child.tell_of_fork, args=(speaking,), daemon=True)
-    asked.start()
+    with _without_main():
+        asked.start()
     speaking.close()
     try:
         return bool(listening.recv())
@@ -96,6 +98,19 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """What starts within doesn't import the program's main module, as multiprocessing would have it: a user's script
+    that calls `ftmatrix.run` needs no guard against being run once more in each cell.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class CellProcess:
@@ -126,7 +141,7 @@ class CellProcess:
             for rank, own in zip(ranks, speaking, strict=True)
         ]
         try:
-            with _interrupts_held():
+            with _interrupts_held(), _without_main():
                 for process in self._processes:
                     process.start()
         except BaseException:

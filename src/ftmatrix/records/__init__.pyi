@@ -15,6 +15,7 @@ from .outcomes import Phase as Phase
 from .outcomes import Verdict as Verdict
 from .results import CellResult as CellResult
 from .rows import Row as Row
+from .rows import best_of as best_of
 from .rows import in_order as in_order
 from .storing import from_json as from_json
 from .storing import to_json as to_json

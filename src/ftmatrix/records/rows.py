@@ -1,6 +1,7 @@
 """A cell as a comparison sees it: one row of a table."""
 
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ftmatrix.records.outcomes import Outcome, Verdict
@@ -56,3 +57,14 @@ class Row:
 def in_order(rows: Sequence[Row]) -> list[Row]:
     """Rows by data, model, method, rate and seed, as a reader compares them."""
     return sorted(rows, key=lambda row: (row.data, row.model, row.method, row.lr, row.seed))
+
+
+def best_of(rows: Iterable[Row]) -> Row | None:
+    """The cell to choose: highest validation accuracy, ties by the lowest validation NLL, then by the order given.
+
+    Test accuracy is no ground to choose by. None where no cell has a result.
+    """
+    known = [row for row in rows if row.metric("val_accuracy") is not None]
+    return max(
+        known, key=lambda row: (row.metrics["val_accuracy"], -row.metrics.get("val_nll", math.inf)), default=None
+    )

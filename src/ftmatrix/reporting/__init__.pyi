@@ -2,7 +2,9 @@ from .machine import as_json as as_json
 from .making import Source as Source
 from .making import make_report as make_report
 from .markdown import answer_as_markdown as answer_as_markdown
+from .summary import Summary as Summary
 from .table import as_csv as as_csv
+from .table import as_frame as as_frame
 from .table import as_text as as_text
 from .table import failures as failures
 from .table import fitting_table as fitting_table

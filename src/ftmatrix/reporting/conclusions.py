@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from ftmatrix.report.formats import between, mean_of, spread, window_text
-from ftmatrix.report.summary import ArmSummary, Summary
+from ftmatrix.reporting.formats import between, mean_of, spread, window_text
+from ftmatrix.reporting.summary import ArmSummary, Summary
 from ftmatrix.study import DEGRADED_POINTS, Point
 from ftmatrix.text import mebibytes, percent, seconds
 

@@ -6,7 +6,7 @@ import numpy
 from numpy.typing import NDArray
 
 from ftmatrix.records import Row, Stability
-from ftmatrix.report.summary import ArmSummary, Summary
+from ftmatrix.reporting.summary import ArmSummary, Summary
 from ftmatrix.study import Curves, Points, Results
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import Plot
-from ftmatrix.report.sections import Section, pair_sections, sections
-from ftmatrix.report.summary import Summary
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.plots.style import Plot
+from ftmatrix.reporting.sections import Section, pair_sections, sections
+from ftmatrix.reporting.summary import Summary
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

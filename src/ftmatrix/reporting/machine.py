@@ -6,7 +6,7 @@ import math
 from enum import Enum
 from typing import Any
 
-from ftmatrix.report.summary import ArmSummary, Summary
+from ftmatrix.reporting.summary import ArmSummary, Summary
 
 
 def as_json(summary: Summary) -> str:

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from ftmatrix.errors import ConfigError
 from ftmatrix.records import CellResult, Row
-from ftmatrix.report.details import read_details
-from ftmatrix.report.summary import Summary, summarise
-from ftmatrix.report.writing import write_report
+from ftmatrix.reporting.details import read_details
+from ftmatrix.reporting.summary import Summary, summarise
+from ftmatrix.reporting.writing import write_report
 from ftmatrix.spec import claims_of
 from ftmatrix.study import cached
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import Plot
-from ftmatrix.report.sections import Section, in_short, pair_sections, sections
-from ftmatrix.report.summary import Summary
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.plots.style import Plot
+from ftmatrix.reporting.sections import Section, in_short, pair_sections, sections
+from ftmatrix.reporting.summary import Summary
 
 
 def as_markdown(summary: Summary, contexts: Sequence[ContextDetails], plots: Sequence[Plot]) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from ftmatrix.records import Verdict
-from ftmatrix.report.summary import Summary
+from ftmatrix.reporting.summary import Summary
 from ftmatrix.statistics import LEAST_SEEDS
 from ftmatrix.study import SHORT_DIGEST, Answer, data_versions
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftmatrix.records import Verdict
-from ftmatrix.report.conclusions import conclusions
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.formats import between, mean_of, spread, window_text
-from ftmatrix.report.overall import overall
-from ftmatrix.report.summary import ArmSummary, RateSummary, Summary
+from ftmatrix.reporting.conclusions import conclusions
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.formats import between, mean_of, spread, window_text
+from ftmatrix.reporting.overall import overall
+from ftmatrix.reporting.summary import ArmSummary, RateSummary, Summary
 from ftmatrix.text import UNKNOWN, mebibytes, percent, seconds
 
 WORST_PAIRS = 5

@@ -4,15 +4,19 @@ import io
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.records import Outcome, Row, Verdict, in_order
+from ftmatrix.records import Outcome, Row, Verdict, best_of, in_order
 from ftmatrix.study import differing_settings
 from ftmatrix.text import UNKNOWN, mebibytes, no_formula, percent, seconds
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 VERDICT_STYLES = {
     Verdict.STABLE: "green",
@@ -71,7 +75,7 @@ def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Colum
     table.add_column("outcome", no_wrap=True)
     for column in columns:
         table.add_column(column.title, justify="right")
-    best = _best_accuracy(rows)
+    best = _best(rows)
     for row in in_order(rows):
         shown = {
             "data": row.data,
@@ -80,7 +84,7 @@ def comparison_table(rows: Sequence[Row], *, title: str, columns: Sequence[Colum
             "settings": " ".join(f"{key}={row.settings[key]}" for key in differing if key in row.settings),
         }
         figures = [
-            Text(_shown(row, column), style="bold" if column.metric == "accuracy" and _is_best(row, best) else "")
+            Text(_shown(row, column), style="bold" if column.metric == "accuracy" and row.run_id in best else "")
             for column in columns
         ]
         axes = [Text(shown[name]) for name in names]
@@ -103,20 +107,25 @@ def _counted(said: Iterable[str]) -> list[str]:
     return [line if count == 1 else f"{line} ({count} cells)" for line, count in Counter(said).items()]
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """The comparison as CSV: every metric of every row, and the settings in which rows differ; empty where unknown."""
+def as_frame(rows: Sequence[Row]) -> "DataFrame":
+    """The comparison as a data frame: every metric of every row, and the settings in which rows differ."""
     import pandas
 
     axes = ["data", "model", "method", "lr", "seed", "outcome", "stability", "reason"]
     differing = differing_settings(rows)
     records = [
-        {axis: no_formula(getattr(row, axis)) for axis in axes}
-        | {key: no_formula(row.settings[key]) for key in differing if key in row.settings}
+        {axis: getattr(row, axis) for axis in axes}
+        | {key: row.settings[key] for key in differing if key in row.settings}
         | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
         | {"run_id": row.run_id}
         for row in in_order(rows)
     ]
-    return str(pandas.DataFrame.from_records(records).to_csv(index=False))
+    return pandas.DataFrame.from_records(records)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The comparison as CSV, safe for spreadsheets; empty where a figure is unknown."""
+    return str(as_frame(rows).map(no_formula).to_csv(index=False))
 
 
 def as_text(rows: Sequence[Row], *, title: str) -> str:
@@ -144,15 +153,9 @@ def _shown(row: Row, column: Column) -> str:
     return UNKNOWN if value is None else column.show(value)
 
 
-def _best_accuracy(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """The highest validation accuracy of each data set and model: test is no ground to choose by."""
-    best: dict[tuple[str, str], float] = {}
-    for row in rows:
-        accuracy = row.metric("val_accuracy")
-        if accuracy is not None:
-            best[row.data, row.model] = max(accuracy, best.get((row.data, row.model), 0.0))
-    return best
-
-
-def _is_best(row: Row, best: dict[tuple[str, str], float]) -> bool:
-    return row.metric("val_accuracy") == best.get((row.data, row.model), -1.0)
+def _best(rows: Sequence[Row]) -> set[str]:
+    """The run of the best cell of each data set and model."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in in_order(rows):
+        groups.setdefault((row.data, row.model), []).append(row)
+    return {best.run_id for members in groups.values() if (best := best_of(members))}

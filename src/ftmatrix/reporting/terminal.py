@@ -5,9 +5,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.report.sections import Section, sections
-from ftmatrix.report.summary import Summary
-from ftmatrix.report.table import width_of
+from ftmatrix.reporting.sections import Section, sections
+from ftmatrix.reporting.summary import Summary
+from ftmatrix.reporting.table import width_of
 
 ANSWER_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.html import as_html
-from ftmatrix.report.machine import as_json
-from ftmatrix.report.markdown import as_markdown
-from ftmatrix.report.plots import draw
-from ftmatrix.report.summary import Summary
-from ftmatrix.report.table import as_csv
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.html import as_html
+from ftmatrix.reporting.machine import as_json
+from ftmatrix.reporting.markdown import as_markdown
+from ftmatrix.reporting.plots import draw
+from ftmatrix.reporting.summary import Summary
+from ftmatrix.reporting.table import as_csv
 
 
 def write_report(summary: Summary, contexts: Sequence[ContextDetails], folder: Path) -> list[Path]:

@@ -55,12 +55,15 @@ class IntentModel(PythonModel):
     """Answers with decoding restricted to the label set, on whatever device there is."""
 
     def load_context(self, context: Any) -> None:
-        """Load weights and tokenizer.
+        """What MLflow calls before the first message; see `load`."""
+        self.load(Path(context.artifacts["cell"]))
+
+    def load(self, folder: Path) -> None:
+        """Load weights and tokenizer of a served cell's folder.
 
         Raises:
             ModelError: the base model isn't here and can't be fetched.
         """
-        folder = Path(context.artifacts["cell"])
         cell = from_json(ServedCell, (folder / FACTS).read_text(encoding="utf-8"))
         own = Checkpoint(folder / WEIGHTS, "", 0)
         source = own if cell.base is None else Model(**cell.base).locate()

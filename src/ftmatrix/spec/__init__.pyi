@@ -1,8 +1,12 @@
+from .asking import Asked as Asked
+from .asking import ask as ask
 from .cells import Cell as Cell
+from .cells import every_setting as every_setting
 from .cells import parse_bytes as parse_bytes
 from .cells import uncompared as uncompared
 from .cells import unrecorded as unrecorded
 from .composition import Composer as Composer
+from .documentation import documented_settings as documented_settings
 from .grids import jobs_of as jobs_of
 from .overrides import expand as expand
 from .overrides import explain as explain
@@ -29,3 +33,4 @@ from .studies import claims_of as claims_of
 from .studies import known_studies as known_studies
 from .studies import results_of as results_of
 from .studies import study_of as study_of
+from .words import words_of as words_of

@@ -34,8 +34,9 @@ class Cell:
     study: str = execution("ftmatrix", recorded=True)
     """The MLflow experiment that collects the runs."""
     device: Device = resolved(Device.auto, compared=False)
+    """What cells run on; auto: the first that is here."""
     devices: int = result(1, added=True)
-    """How many of them work on a cell together: each takes a part of every batch. On a CPU, so many processes."""
+    """How many devices work on a cell together: each takes a part of every batch. On a CPU, so many processes."""
     shard: bool = result(False, added=True)
     """Split the weights over the devices (false: each has a copy), for a model that doesn't fit into one."""
     threads: int | None = resolved(None, compared=False)

@@ -10,6 +10,7 @@ import numpy
 from numpy.typing import NDArray
 
 from ftmatrix.records import Row, Verdict
+from ftmatrix.roles import varying
 from ftmatrix.spec import uncompared
 from ftmatrix.statistics import Interval, mean_interval
 
@@ -46,6 +47,11 @@ class Point:
     lr: float
     runs: tuple[Row, ...]
     failed: tuple[Row, ...]
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """Those with a result, then those without."""
+        return (*self.runs, *self.failed)
 
     @property
     def verdicts(self) -> Counter[Verdict]:
@@ -160,32 +166,28 @@ def no_settings() -> frozenset[str]:
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:
     """Settings in which cells of one method, model and data set differ beside rate and seed."""
-    values: dict[str, dict[tuple[str, str, str], set[str]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in rows:
-        for key, value in row.settings.items():
-            if key not in no_settings():
-                values.setdefault(key, {}).setdefault((row.method, row.model, row.data), set()).add(value)
-    return sorted(key for key, groups in values.items() if any(len(found) > 1 for found in groups.values()))
+        groups.setdefault((row.method, row.model, row.data), []).append(row.settings)
+    return sorted(varying(groups.values()) - no_settings())
 
 
 def unfair_differences(arms: Sequence[Curve]) -> list[str]:
     """What differs between the arms of one context beside method and rate, a line each; none where all is fair."""
     lines = []
-    seen: dict[str, dict[str, set[str]]] = {}
-    expected = no_settings() | {*DEFINING}
-    for curve in arms:
-        for point in curve.points:
-            for row in (*point.runs, *point.failed):
-                for key, value in (row.settings | row.facts).items():
-                    if key not in expected:
-                        seen.setdefault(key, {}).setdefault(curve.label, set()).add(value)
-    for key, by_label in sorted(seen.items()):  # only the arms that have such a setting
-        if len(set.union(*by_label.values())) > 1:
-            lines.append(f"{key}: " + "; ".join(f"{label} {', '.join(sorted(v))}" for label, v in by_label.items()))
+    held = [
+        (curve.label, row.settings | row.facts) for curve in arms for point in curve.points for row in point.all_rows
+    ]
+    for key in sorted(varying([[values for _, values in held]]) - no_settings() - {*DEFINING}):
+        by_label: dict[str, set[str]] = {}
+        for label, values in held:
+            if key in values:  # only the arms that have such a setting
+                by_label.setdefault(label, set()).add(values[key])
+        lines.append(f"{key}: " + "; ".join(f"{label} {', '.join(sorted(found))}" for label, found in by_label.items()))
     for name in ("rates", "seeds"):
-        held: dict[str, tuple[float, ...]] = {arm.label: getattr(arm, name) for arm in arms}
-        if len(set(held.values())) > 1:
-            listed = (f"{label} {', '.join(f'{value:g}' for value in values)}" for label, values in held.items())
+        of_arm: dict[str, tuple[float, ...]] = {arm.label: getattr(arm, name) for arm in arms}
+        if len(set(of_arm.values())) > 1:
+            listed = (f"{label} {', '.join(f'{value:g}' for value in values)}" for label, values in of_arm.items())
             lines.append(f"{name}: {'; '.join(listed)}")
     return lines
 

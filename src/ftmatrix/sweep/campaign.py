@@ -1,6 +1,7 @@
 """A sweep: plan every cell, skip what is done, run the rest side by side, end with the table."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.process import Engine, open_console, warm_up
 from ftmatrix.records import Row
-from ftmatrix.report import as_csv, as_text, failures, fitting_table, notes
+from ftmatrix.reporting import as_csv, as_text, failures, fitting_table, notes
 from ftmatrix.spec import REPORTS, Cell, ReadyCell, claims_of, without_credentials
 from ftmatrix.store import Store, SweepWriter, recover
 from ftmatrix.sweep.plan_table import plan_reasons, plan_table, plan_totals
@@ -17,22 +18,50 @@ from ftmatrix.sweep.planning import Planned, known_here, plan, side_by_side
 from ftmatrix.sweep.running import Running
 
 
+@dataclass(frozen=True)
+class Campaign:
+    """A sweep that is over: a row a cell, in order, the title of its table, and where the study's report lies."""
+
+    store: Store
+    title: str
+    planned: tuple[Planned, ...]
+    rows: tuple[Row, ...]
+    reported: str | None
+
+    @property
+    def distinct(self) -> list[Row]:
+        """Its rows, each run once."""
+        return list({row.run_id: row for row in self.rows}.values())
+
+
 def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Engine | None = None) -> list[Row | None]:
     """Run the cells and print their comparison. Returns a row a cell; None each where only the plan was asked for.
 
-    They run here, `n_jobs` side by side, or as the jobs of an engine.
+    Raises:
+        ConfigError, UndeliveredError, KeyboardInterrupt: see `carry_out`.
+    """
+    console = open_console()
+    if cells[0].plan:
+        check(cells, n_jobs)
+        _show_plan(cells, n_jobs, console)
+        return [None] * len(cells)
+    campaign = carry_out(cells, console, n_jobs=n_jobs, engine=engine)
+    _show(campaign, console)
+    return list(campaign.rows)
+
+
+def carry_out(
+    cells: Sequence[Cell], console: Console, *, n_jobs: int | str | None = None, engine: Engine | None = None
+) -> Campaign:
+    """Run the cells here, `n_jobs` side by side, or as the jobs of an engine; say on the console how it goes.
 
     Raises:
         ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
         UndeliveredError: MLflow stayed away; the results wait on this disk.
         KeyboardInterrupt: after the running cells were stopped and their runs closed.
     """
-    console = open_console()
     first = cells[0]
-    _check(cells, n_jobs)
-    if first.plan:
-        _show_plan(cells, n_jobs, console)
-        return [None] * len(cells)
+    check(cells, n_jobs)
     if first.report and (claims := claims_of(first.study)):
         from ftmatrix.study import read_claims
 
@@ -60,20 +89,27 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
         writer.text("comparison.txt", text)
         reported, answer = _report(store, writer) if first.report and done < len(planned) else (None, "")
         writer.describe(f"{answer}\n\n```\n{text}\n```", answer or "The table is the artifact comparison.txt.")
-    console.print(fitting_table(rows, title=title, console=console))
+    return Campaign(store, title, tuple(planned), tuple(row_of[run_id] for run_id in run_ids), reported)
+
+
+def _show(campaign: Campaign, console: Console) -> None:
+    """Print what a sweep came to: its table, what failed, what a reader has to know, and where it is recorded."""
+    rows, store = campaign.distinct, campaign.store
+    console.print(fitting_table(rows, title=campaign.title, console=console))
     for line in failures(rows):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-    said = {note for item in planned if isinstance(item.prepared, ReadyCell) for note in item.prepared.dataset.notes}
+    ready = [item.prepared for item in campaign.planned if isinstance(item.prepared, ReadyCell)]
+    said = {note for cell in ready for note in cell.dataset.notes}
     for line in notes(rows, but=said):
         console.print(f"Note: {line}", highlight=False, markup=False, soft_wrap=True)
     recorded = f"Recorded in {store.shown}, experiment {store.study!r}; `make ui` shows every run."
     page = REPORTS / store.study / "report.html"
+    reported = campaign.reported
     if reported is None and page.exists():
         reported = _compared(page)
     compared = reported or f"`ftmatrix report {store.study}` compares methods, rates and seeds."
     for line in (compared, recorded):
         console.print(line, highlight=False, soft_wrap=True)
-    return [row_of[run_id] for run_id in run_ids]
 
 
 def _planned(cells: Sequence[Cell], store: Store, engine: Engine | None) -> list[Planned]:
@@ -93,7 +129,7 @@ def _report(store: Store, writer: SweepWriter) -> tuple[str, str]:
 
     Without it the results are no less.
     """
-    from ftmatrix.report import answer_as_markdown, make_report
+    from ftmatrix.reporting import answer_as_markdown, make_report
 
     try:
         summary, files = make_report(store, REPORTS / store.study)
@@ -124,7 +160,12 @@ def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
+def check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
+    """Refuse cells that aren't one sweep.
+
+    Raises:
+        ConfigError: they don't agree on where results go, or `n_jobs` is no count.
+    """
     studies = sorted({cell.study for cell in cells})
     uris = sorted({without_credentials(cell.tracking.store) for cell in cells})
     for key, values in (("study", studies), ("tracking.uri", uris)):

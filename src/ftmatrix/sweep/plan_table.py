@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from ftmatrix.roles import flat, plain
+from ftmatrix.roles import flat, plain, varying
 from ftmatrix.spec import Cell, ReadyCell, UnfetchedCell
 from ftmatrix.sweep.planning import Planned
 from ftmatrix.text import UNKNOWN, duration, gibibytes
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:
@@ -33,6 +37,30 @@ def plan_table(planned: Sequence[Planned]) -> Table:
     return table
 
 
+def plan_frame(planned: Sequence[Planned]) -> "DataFrame":
+    """A row a cell: what will happen and why, its peak in bytes and its time in seconds (NaN: unknown)."""
+    import pandas
+
+    apart = distinctions([item.prepared.cell for item in planned])
+    return pandas.DataFrame.from_records(
+        [
+            {
+                "data": (cell := item.prepared.cell).data.title,
+                "model": cell.model.title,
+                "method": cell.method.name,
+                "settings": settings,
+                "lr": cell.lr,
+                "seed": cell.seed,
+                "action": item.action,
+                "reason": item.reason,
+                "peak_bytes": None if item.forecast is None else item.forecast.most_bytes,
+                "seconds": item.seconds,
+            }
+            for item, settings in zip(planned, apart, strict=True)
+        ]
+    )
+
+
 def _spans(seeds: Sequence[int]) -> str:
     """Seeds in their order, those that follow one another as a span.
 
@@ -51,12 +79,10 @@ def _spans(seeds: Sequence[int]) -> str:
 def distinctions(cells: Sequence[Cell]) -> list[str]:
     """For each cell, the settings in which cells of one method, model and data differ, as KEY=VALUE."""
     settings = [flat(plain(cell)) for cell in cells]
-    alike: dict[tuple[str, str, str], dict[str, set[str]]] = {}
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell, values in zip(cells, settings, strict=True):
-        seen = alike.setdefault((cell.method.name, cell.model.title, cell.data.title), {})
-        for key, value in values.items():
-            seen.setdefault(key, set()).add(str(value))
-    differing = {key for seen in alike.values() for key, found in seen.items() if len(found) > 1} - {"lr", "seed"}
+        alike.setdefault((cell.method.name, cell.model.title, cell.data.title), []).append(values)
+    differing = varying(alike.values()) - {"lr", "seed"}
     return [" ".join(f"{key}={values[key]}" for key in values if key in differing) for values in settings]
 
 

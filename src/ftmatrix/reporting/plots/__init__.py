@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.confusions import draw_confusion, draw_difference
-from ftmatrix.report.plots.costs import draw_memory, draw_trade_offs
-from ftmatrix.report.plots.rates import draw_rates
-from ftmatrix.report.plots.style import Plot as Plot
-from ftmatrix.report.plots.training import draw_training
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.plots.confusions import draw_confusion, draw_difference
+from ftmatrix.reporting.plots.costs import draw_memory, draw_trade_offs
+from ftmatrix.reporting.plots.rates import draw_rates
+from ftmatrix.reporting.plots.style import Plot as Plot
+from ftmatrix.reporting.plots.training import draw_training
 
 
 def draw(contexts: Sequence[ContextDetails]) -> list[Plot]:

@@ -6,8 +6,8 @@ import numpy
 from matplotlib.colors import Normalize, PowerNorm
 from numpy.typing import NDArray
 
-from ftmatrix.report.details import Confusion, ContextDetails
-from ftmatrix.report.plots.style import Plot, named, new_figure
+from ftmatrix.reporting.details import Confusion, ContextDetails
+from ftmatrix.reporting.plots.style import Plot, named, new_figure
 
 MOST_INTENTS = 40
 """Drawn of a larger set: those with the most errors."""

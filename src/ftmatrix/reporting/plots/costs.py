@@ -6,8 +6,18 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import COLOURS, INK, Plot, colour, legend_columns, log_ticks, marker, named, new_figure
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.plots.style import (
+    COLOURS,
+    INK,
+    Plot,
+    colour,
+    legend_columns,
+    log_ticks,
+    marker,
+    named,
+    new_figure,
+)
 from ftmatrix.study import UNSTABLE_SHARE, Point
 
 PARTS = (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftmatrix.records import Verdict
-from ftmatrix.report.details import ContextDetails
-from ftmatrix.report.plots.style import (
+from ftmatrix.reporting.details import ContextDetails
+from ftmatrix.reporting.plots.style import (
     INK,
     Plot,
     colour,
@@ -17,7 +17,7 @@ from ftmatrix.report.plots.style import (
     named,
     new_figure,
 )
-from ftmatrix.report.summary import ArmSummary
+from ftmatrix.reporting.summary import ArmSummary
 
 NUDGE = 1.05
 """Arms are moved apart by this factor along the rate, so that their dots don't hide one another."""

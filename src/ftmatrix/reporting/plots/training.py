@@ -7,8 +7,8 @@ import numpy
 import pandas
 
 from ftmatrix.records import Verdict
-from ftmatrix.report.details import ContextDetails, RunCurves
-from ftmatrix.report.plots.style import INK, Plot, colour, log_ticks, named, new_figure
+from ftmatrix.reporting.details import ContextDetails, RunCurves
+from ftmatrix.reporting.plots.style import INK, Plot, colour, log_ticks, named, new_figure
 from ftmatrix.study import Points
 
 LARGEST = 1e30
