@@ -10,9 +10,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a CPU
 MIB = 2**20
 BLOCKS = """
 import torch
-from ftmatrix import resident
-from ftmatrix.hardware import Device, pick
-from ftmatrix.meters import MemoryMeter
+from ftmatrix.machine import resident
+from ftmatrix.machine import Device, pick
+from ftmatrix.cell.meters import MemoryMeter
 
 MIB = 2**20
 meter = MemoryMeter(pick(Device.cpu))

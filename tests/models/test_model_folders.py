@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaForSequenceClassification
 
 import ftmatrix.cell.artifacts
+import ftmatrix.cell.loading
 import ftmatrix.cell.run
 from ftmatrix.machine import Rank
 from ftmatrix.models import Checkpoint, settled_attention
@@ -244,7 +245,7 @@ def fail(*_: object, **__: object) -> Any:
 @pytest.mark.parametrize(
     ("place", "name", "said"),
     [
-        (ftmatrix.cell.run, "adapter_drift", "weight drift unknown (RuntimeError: a figure beside the result)"),
+        (ftmatrix.cell.loading, "adapter_drift", "weight drift unknown (RuntimeError: a figure beside the result)"),
         (ftmatrix.cell.run, "general_text", "forgetting unknown (RuntimeError: a figure beside the result)"),
         (ftmatrix.cell.artifacts, "draw_confusion", "confusion.png unknown (RuntimeError: a figure beside the result)"),
     ],

@@ -32,12 +32,9 @@ class Measured:
 def measure(ready: ReadyCell) -> Measured:
     """All of it, on the first card."""
     os.environ |= visible(ready.accelerator.device, [card.name for card in ready.accelerator.cards[:1]])
-    from transformers.utils.logging import disable_progress_bar
-
     from ftmatrix.lm import Framer
     from ftmatrix.models import limits_of, load_tokenizer
 
-    disable_progress_bar()
     cell = ready.cell
     framer = Framer(cell.framing, load_tokenizer(ready.checkpoint), ready.dataset.labels, limits_of(ready.checkpoint))
     examples = framer.frame(ready.dataset.train)

@@ -17,6 +17,7 @@ from filelock import FileLock
 from ftmatrix.errors import ModelError, first_line
 from ftmatrix.models.cache import cache_folder
 from ftmatrix.models.gguf import GgufFile
+from ftmatrix.models.silence import without_progress_bars
 
 DTYPE = "float32"
 """What quantised weights are turned into: exact, whatever the cell computes in."""
@@ -70,13 +71,10 @@ def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     where: dict[str, Any] = {"gguf_file": file.path.name, "local_files_only": True}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_progress_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' words about one another's deprecated names
             tokenizer = AutoTokenizer.from_pretrained(file.path.parent, **where)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -84,9 +82,6 @@ def _dequantised(file: GgufFile, named: str) -> tuple[Any, Any]:
             )
     except Exception as error:  # whatever the reader of a format says of a file that isn't of it
         raise _unreadable(file, named, error) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if wrong := _misread(tokenizer, file.path):
         raise ModelError(
             f"{named}: transformers {transformers.__version__} reads the tokenizer of {file.path.name} wrongly "
@@ -151,8 +146,9 @@ def _keep(folder: Path, *parts: Any) -> None:
     """Save parts of a model as a folder that appears whole."""
     made = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        for part in parts:
-            part.save_pretrained(made)
+        with without_progress_bars():
+            for part in parts:
+                part.save_pretrained(made)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     finally:

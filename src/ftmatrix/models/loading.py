@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from ftmatrix.errors import ModelError, first_line
 from ftmatrix.models.checkpoints import Checkpoint, Limits
 from ftmatrix.models.foreign import quantized_by
+from ftmatrix.models.silence import without_progress_bars
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    with _refusals(checkpoint):
+    with _refusals(checkpoint), without_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=dtype,

@@ -115,6 +115,7 @@ def as_frame(rows: Sequence[Row]) -> "DataFrame":
     differing = differing_settings(rows)
     records = [
         {axis: getattr(row, axis) for axis in axes}
+        | {"outcome": row.outcome.value}
         | {key: row.settings[key] for key in differing if key in row.settings}
         | {name: value for name, value in sorted(row.metrics.items()) if "/" not in name}
         | {"run_id": row.run_id}
