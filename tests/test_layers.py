@@ -1,6 +1,7 @@
 """The house: rooms that import one way, through one another's faces, and modules without cycles."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -100,6 +101,12 @@ def test_no_two_modules_need_each_other() -> None:
 
 def test_every_room_has_its_place() -> None:
     assert {room(path) for path in modules()} == set(ROOMS)
+
+
+def test_the_tour_shows_every_room() -> None:
+    tour = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `")]
+    assert [name for line in lines for name in re.findall(r"`(\w+)`", line)] == list(ROOMS)
 
 
 @pytest.mark.parametrize("face", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.pyi")))

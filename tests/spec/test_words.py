@@ -49,8 +49,11 @@ def test_a_value_arrives_as_it_was_given(key: str, value: Any) -> None:
     (cell,) = ask(list(words_of({key: value}))).cells
     part, _, name = key.partition(".")
     found = getattr(getattr(cell, part), name)
-    expected = {Path: str, tuple: list}.get(type(value), lambda same: same)(value)
-    assert getattr(found, "value", found) == (str(value) if isinstance(value, Path) else expected)
+    as_yaml = {
+        Path("some/where"): "some/where",
+        ("card_arrival", "card_delivery_estimate"): ["card_arrival", "card_delivery_estimate"],
+    }
+    assert getattr(found, "value", found) == as_yaml.get(value, value)
 
 
 @pytest.mark.parametrize(

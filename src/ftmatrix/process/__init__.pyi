@@ -7,6 +7,8 @@ from .display import Display as Display
 from .display import JobDisplay as JobDisplay
 from .display import open_console as open_console
 from .engines.base import Engine as Engine
+from .engines.base import Job as Job
+from .engines.base import RunCell as RunCell
 from .engines.on_joblib import JoblibEngine as JoblibEngine
 from .engines.on_ray import RayEngine as RayEngine
 from .engines.on_submitit import SubmititEngine as SubmititEngine

@@ -17,5 +17,7 @@ from .results import CellResult as CellResult
 from .rows import Row as Row
 from .rows import best_of as best_of
 from .rows import in_order as in_order
+from .storing import as_plain as as_plain
 from .storing import from_json as from_json
+from .storing import record_of as record_of
 from .storing import to_json as to_json

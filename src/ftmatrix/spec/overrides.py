@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from ftmatrix.arms import METHOD_SCHEMAS
+from ftmatrix.arms import METHOD_SCHEMAS, NAMED_METHODS
 from ftmatrix.data import DATA_SCHEMAS
 from ftmatrix.errors import ConfigError, first_line, nearest
 from ftmatrix.spec.cells import Cell
@@ -51,8 +51,11 @@ def grids() -> dict[str, str]:
 
 
 def options(group: str) -> list[str]:
-    """The names that a config group offers."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    """The names that a config group offers: its YAML files, and methods that need none."""
+    named = {path.stem for path in (config_folder() / group).glob("*.yaml")}
+    if group == "method":
+        named |= set(NAMED_METHODS)
+    return sorted(named)
 
 
 def keys() -> set[str]:

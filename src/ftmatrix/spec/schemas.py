@@ -6,7 +6,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ftmatrix.arms import METHOD_SCHEMAS
+from ftmatrix.arms import METHOD_SCHEMAS, NAMED_METHODS
 from ftmatrix.data import DATA_SCHEMAS
 from ftmatrix.errors import ConfigError
 from ftmatrix.models import Model
@@ -19,6 +19,8 @@ def register_schemas() -> None:
     store.store(name="cell", node=Cell)
     for name, method in METHOD_SCHEMAS.items():
         store.store(group="schema/method", name=name, node=method)
+    for name, method in NAMED_METHODS.items():
+        store.store(group="method", name=name, node=method)
     for name, source in DATA_SCHEMAS.items():
         store.store(group="schema/data", name=name, node=source)
     store.store(group="schema/model", name="model", node=Model)

@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ftmatrix.machine import replacing
-from ftmatrix.records import CellResult, Step, from_json, to_json
+from ftmatrix.records import CellResult, Step, as_plain, from_json, record_of, to_json
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class CellLog:
     def add(self, steps: Sequence[Step]) -> None:
         """Write steps, which outlive this process from then on. Where the disk is full they wait for the next call."""
         now = int(time.time() * 1000)
-        self._unwritten += [json.dumps([now, asdict(step)]) for step in steps]
+        self._unwritten += [json.dumps([now, as_plain(step)], allow_nan=False) for step in steps]
         with suppress(OSError):
             self._write_down()
 
@@ -225,5 +225,5 @@ def _steps(path: Path) -> list[TimedStep]:
         with suppress(ValueError, TypeError):  # cut off by a full disk, and written again
             at_ms, step = json.loads(line)
             if step["index"] == len(steps):
-                steps.append(TimedStep(at_ms, Step(**step)))
+                steps.append(TimedStep(at_ms, record_of(Step, step)))
     return steps

@@ -100,7 +100,8 @@ class RunWriter:
             tags["stability"] = result.stability.verdict.value
             if result.stability.series:
                 at = "the end" if result.stability.step is None else f"step {result.stability.step}"
-                tags[TRIGGER_TAG] = f"{result.stability.series}={result.stability.value:g} at {at}"
+                value = math.nan if result.stability.value is None else result.stability.value
+                tags[TRIGGER_TAG] = f"{result.stability.series}={value:g} at {at}"
         if result.peaks:
             tags["memory.counts"] = result.peaks[-1].counts
         if result.notes:

@@ -5,14 +5,14 @@ import json
 import math
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftmatrix.cell import score
 from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.machine import replacing
-from ftmatrix.records import CellResult, Outcome, Prediction, Row, Stability, Verdict, from_json, in_order
+from ftmatrix.records import CellResult, Outcome, Prediction, Row, Stability, Verdict, as_plain, in_order, record_of
 from ftmatrix.spec import unrecorded
 from ftmatrix.store import NOTES_BETWEEN
 from ftmatrix.study.answers import Curves, Results
@@ -58,7 +58,7 @@ class ResultsFile:
         A message's text, its constrained answer and its NLL aren't kept.
         """
         details = self._unpacked(row)
-        stability = from_json(Stability, json.dumps(details["stability"])) if details.get("stability") else None
+        stability = record_of(Stability, details["stability"]) if details.get("stability") else None
         test = None
         if intents := details.get("intents"):
             pairs = zip(details["labels"], details["answers"], strict=True)
@@ -68,7 +68,8 @@ class ResultsFile:
 
     def curve(self, row: Row, series: str) -> list[tuple[int, float]]:
         """A run's steps, in order, with the value of `loss` or `grad_norm` at each; empty where they weren't kept."""
-        return list(enumerate(self._unpacked(row).get(series, ())))
+        values = self._unpacked(row).get(series, ())
+        return [(step, math.nan if value is None else value) for step, value in enumerate(values)]
 
     def _unpacked(self, row: Row) -> dict[str, Any]:
         packed = self.details[row.run_id]
@@ -180,14 +181,14 @@ def _packed(result: CellResult, row: Row, curves: Curves) -> str:
     answer (-1: outside it).
     """
     details: dict[str, Any] = {name: [value for _, value in curves(row, name)] for name in DRAWN}
-    details["stability"] = asdict(result.stability) if result.stability else None
+    details["stability"] = result.stability
     if result.test:
         intents = [intent.intent for intent in result.test.intents]
         place = {intent: index for index, intent in enumerate(intents)}
         details["intents"] = intents
         details["labels"] = [place[one.label] for one in result.test.predictions]
         details["answers"] = [place[one.answer] if one.valid else INVALID for one in result.test.predictions]
-    return base64.b64encode(zlib.compress(json.dumps(details).encode(), level=9)).decode()
+    return base64.b64encode(zlib.compress(json.dumps(as_plain(details), allow_nan=False).encode(), level=9)).decode()
 
 
 def _prediction(intents: list[str], label: int, answer: int) -> Prediction:

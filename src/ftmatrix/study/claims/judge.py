@@ -1,30 +1,33 @@
 """Reads a study's claims and has the runs answer them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import yaml
 
+import ftmatrix.study.claims
 from ftmatrix.errors import ConfigError, nearest
 from ftmatrix.statistics import holm
 from ftmatrix.study.answers import Results
 from ftmatrix.study.claims.base import Answer, Claim, Evidence, OpenQuestionError
-from ftmatrix.study.claims.instability import Destabilised, ToleratesHigherRates, UnstableShare, WiderWindow
-from ftmatrix.study.claims.measures import AccuracyAtLeast, MemoryMultiple, MostConfusedPair
 from ftmatrix.study.comparison import Curve, by_context
 
-STATISTICS: dict[str, type[Claim]] = {
-    "unstable_share": UnstableShare,
-    "destabilised": Destabilised,
-    "tolerates_higher_rates": ToleratesHigherRates,
-    "wider_window": WiderWindow,
-    "accuracy_at_least": AccuracyAtLeast,
-    "most_confused_pair": MostConfusedPair,
-    "memory_multiple": MemoryMultiple,
-}
-"""What a claim's `statistic` may name."""
+
+@cache
+def statistics() -> dict[str, type[Claim]]:
+    """Every kind of claim that a module beside this one defines, by its name in snake case."""
+    found: dict[str, type[Claim]] = {}
+    for module in iter_modules(ftmatrix.study.claims.__path__):
+        for kind in vars(import_module(f"ftmatrix.study.claims.{module.name}")).values():
+            if isinstance(kind, type) and issubclass(kind, Claim) and kind is not Claim:
+                found[re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()] = kind
+    return found
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,11 @@ def _claim(named: str, entry: Any) -> Claim:
     from pydantic import TypeAdapter, ValidationError
 
     if not isinstance(entry, dict) or "statistic" not in entry:
-        raise ConfigError(f"{named}: needs a statistic; {nearest('', STATISTICS)}")
+        raise ConfigError(f"{named}: needs a statistic; {nearest('', statistics())}")
     statistic = str(entry["statistic"])
-    if statistic not in STATISTICS:
-        raise ConfigError(f"{named}: statistic={statistic}: no such statistic; {nearest(statistic, STATISTICS)}")
-    kind = STATISTICS[statistic]
+    if statistic not in statistics():
+        raise ConfigError(f"{named}: statistic={statistic}: no such statistic; {nearest(statistic, statistics())}")
+    kind = statistics()[statistic]
     fields = {key: value for key, value in entry.items() if key != "statistic"}
     if unknown := sorted(set(fields) - set(kind.__dataclass_fields__)):
         raise ConfigError(f"{named}: {unknown[0]}: no such entry; {nearest(unknown[0], kind.__dataclass_fields__)}")
