@@ -9,6 +9,8 @@ import pytest
 
 import ftmatrix
 from ftmatrix.errors import ConfigError
+from ftmatrix.records import CellResult, Phase, Step
+from ftmatrix.spec import ReadyCell
 
 
 @pytest.fixture
@@ -69,6 +71,44 @@ def test_a_study_from_plan_to_answer(study: dict[str, Any], tmp_path: Path) -> N
     assert ftmatrix.report(file="results.csv").page == report.page
 
 
+def test_a_listener_hears_of_cells_and_may_stop_one(study: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    class Follower(ftmatrix.Listener):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def began(self, ready: ReadyCell) -> None:
+            self.heard.append("began")
+
+        def entered(self, ready: ReadyCell, phase: Phase) -> None:
+            self.heard.append(phase.value)
+
+        def stepped(self, ready: ReadyCell, steps: tuple[Step, ...]) -> str | None:
+            self.heard.append("stepped")
+            return "enough was seen" if ready.cell.training.epochs == 400 else None
+
+        def ended(self, ready: ReadyCell, result: CellResult) -> None:
+            self.heard.append(result.outcome.value)
+
+    class Broken(ftmatrix.Listener):
+        def began(self, ready: ReadyCell) -> None:
+            raise LookupError("its own affair")
+
+    one = study | {"method": "full", "report": False}
+    follower = Follower()
+    (outcome,) = ftmatrix.run(**one, listeners=[Broken(), follower]).outcome
+    assert outcome == "completed"
+    assert "Broken hears no more: LookupError: its own affair" in capsys.readouterr().out
+    assert follower.heard[0] == "began"
+    assert follower.heard[-1] == "completed"
+    assert {"load", "train", "evaluate", "stepped"} <= set(follower.heard)
+
+    long = one | {"training": {"epochs": 400}}
+    cells = ftmatrix.run(**long, listeners=[Follower()])
+    assert list(cells.outcome) == ["interrupted"]
+    assert cells.reason[0].startswith("enough was seen; stopped after step ")
+    assert "the same command goes on from there" in cells.reason[0]
+
+
 def test_a_cell_that_fails_is_a_row(study: dict[str, Any]) -> None:
     cells = ftmatrix.run(**study | {"method": "full", "model": "local", "model.path": "/nowhere"}, report=False)
     assert list(cells.outcome) == ["missing model"]
@@ -99,5 +139,5 @@ def test_importing_it_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(dir(ftmatrix)) == {"Report", "load", "plan", "report", "results", "run"}
+    assert set(dir(ftmatrix)) == {"Listener", "Report", "load", "plan", "report", "results", "run"}
     assert ftmatrix.__version__

@@ -1,5 +1,6 @@
 """What the command line does, from Python and under the same names: `import ftmatrix`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from ftmatrix.errors import ConfigError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ftmatrix.process import Listener
     from ftmatrix.reporting import Source, Summary
     from ftmatrix.serving import IntentModel
     from ftmatrix.spec import Asked
@@ -43,12 +45,13 @@ def plan(**settings: Any) -> "DataFrame":
     return plan_frame(planned(asked.cells, store, fetch=False))
 
 
-def run(**settings: Any) -> "DataFrame":
+def run(*, listeners: "Sequence[Listener]" = (), **settings: Any) -> "DataFrame":
     """Run a cell, a grid or a study, and tell on standard output how it goes.
 
     Settings are those of the command line: `run(method=["full", "lora"], lr=[1e-4, 1e-3], seed=[0, 1])`,
     `run(experiment="pocket")`. A list holds several values, a dict settings of their own (`training={"epochs": 2}`), a
     tuple one value that is a list. Cells that are done are taken as they are, and what was stopped goes on.
+    `listeners` hear of each cell's phases and steps, and may stop it.
 
     Returns:
         A row a cell, as `results` has them. A cell without a result has its `outcome` and `reason`.
@@ -69,7 +72,9 @@ def run(**settings: Any) -> "DataFrame":
         raise ConfigError("plan=true: ftmatrix.plan(...) plans")
     _n_jobs(asked)
     launcher = instantiate(asked.launcher)
-    campaign = carry_out(asked.cells, open_console(), n_jobs=launcher.n_jobs, engine=launcher.engine())
+    campaign = carry_out(
+        asked.cells, open_console(), n_jobs=launcher.n_jobs, engine=launcher.engine(), listeners=listeners
+    )
     return as_frame(campaign.distinct)
 
 

@@ -17,4 +17,5 @@ from .isolation import start_method as start_method
 from .isolation import warm_up as warm_up
 from .leases import Leases as Leases
 from .leases import most_on_a_card as most_on_a_card
+from .listening import Listener as Listener
 from .scheduling import Scheduler as Scheduler

@@ -18,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ftmatrix.records import CellResult, Outcome, Step
+from ftmatrix.process.listening import Listener
+from ftmatrix.records import CellResult, Outcome, Phase, Step
 from ftmatrix.roles import varying
 from ftmatrix.spec import Cell, ReadyCell
 from ftmatrix.store import parameters_of
@@ -35,7 +36,7 @@ def open_console() -> Console:
     return Console(width=width, force_interactive=None if live else False)
 
 
-class Display:
+class Display(Listener):
     """Follows the cells of one sweep: bars on a terminal, elsewhere a line as cells begin and end.
 
     `quiet` leaves both out; what a person has to know is told nevertheless.
@@ -94,7 +95,7 @@ class Display:
         with suppress(OSError):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def phase(self, ready: ReadyCell, phase: str) -> None:
+    def entered(self, ready: ReadyCell, phase: Phase) -> None:
         """A cell entered a phase."""
         self._progress.update(self._cells[ready.fingerprint].task, state=phase)
 

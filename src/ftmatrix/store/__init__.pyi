@@ -2,6 +2,7 @@ from .delivery import Courier as Courier
 from .delivery import Delivery as Delivery
 from .journal import CellLog as CellLog
 from .journal import Journal as Journal
+from .journal import RunFacts as RunFacts
 from .ownership import is_alive as is_alive
 from .reach import check_reachable as check_reachable
 from .recording import NOTES_BETWEEN as NOTES_BETWEEN

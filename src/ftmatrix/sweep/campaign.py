@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ftmatrix.errors import ConfigError, first_line
-from ftmatrix.process import Engine, open_console, warm_up
+from ftmatrix.process import Engine, Listener, open_console, warm_up
 from ftmatrix.records import Row
 from ftmatrix.reporting import as_csv, as_text, failures, fitting_table, notes
 from ftmatrix.spec import REPORTS, Cell, ReadyCell, claims_of, without_credentials
@@ -51,9 +51,16 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
 
 
 def carry_out(
-    cells: Sequence[Cell], console: Console, *, n_jobs: int | str | None = None, engine: Engine | None = None
+    cells: Sequence[Cell],
+    console: Console,
+    *,
+    n_jobs: int | str | None = None,
+    engine: Engine | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> Campaign:
     """Run the cells here, `n_jobs` side by side, or as the jobs of an engine; say on the console how it goes.
+
+    `listeners` hear of the cells that run here while they do.
 
     Raises:
         ConfigError: the cells don't agree on where results go, or `n_jobs` is no count.
@@ -79,7 +86,7 @@ def carry_out(
     for note in data_notes(planned):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with store.sweep(name, len(planned)) as writer:
-        running = Running(store, name, writer.run_id, console)
+        running = Running(store, name, writer.run_id, console, tuple(listeners))
         run_ids = running.here(planned, n_jobs) if engine is None else running.on(engine, planned)
         row_of = {row.run_id: row for row in store.rows(list(dict.fromkeys(run_ids)))}
         rows = list(row_of.values())

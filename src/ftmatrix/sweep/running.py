@@ -14,6 +14,7 @@ from ftmatrix.process import (
     Engine,
     JobDisplay,
     Leases,
+    Listener,
     Lost,
     Scheduler,
     most_on_a_card,
@@ -40,6 +41,7 @@ class Running:
     name: str
     sweep_run: str
     console: Console
+    listeners: tuple[Listener, ...] = ()
 
     def here(self, planned: Sequence[Planned], n_jobs: int | str | None) -> list[str]:
         """Run on this machine what has to be run; the run of every cell, in order.
@@ -55,7 +57,7 @@ class Running:
         failed = {id(item): self._record_failure(item.prepared) for item in planned}
         display = Display(self.console, waiting, quiet=planned[0].prepared.cell.quiet)
         courier = Courier(self.store, self.sweep_run, display.tell)
-        scheduler = Scheduler(self.store, self.name, display, courier)
+        scheduler = Scheduler(self.store, self.name, display, courier, self.listeners)
         try:
             scheduler.run(waiting, jobs, Leases(waiting, jobs))
         except BaseException:
