@@ -87,7 +87,7 @@ class Place:
         assert len(found) == len(runs) == CELLS
         return found
 
-    def going(self) -> list[Run]:
+    def open_runs(self) -> list[Run]:
         """Runs of cells that are under way."""
         return self.runs("tags.kind = 'cell' AND attributes.status = 'RUNNING'")
 
@@ -106,7 +106,7 @@ def kill_a_worker(place: Place, known_by: str, sweep: "subprocess.Popen[str]") -
     """End the process that runs a cell which is in mid-training."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and sweep.poll() is None:
-        owners = {int(run.data.tags["owner"].rsplit("/", 2)[1]) for run in place.going()}
+        owners = {int(run.data.tags["owner"].rsplit("/", 2)[1]) for run in place.open_runs()}
         for worker in place.processes(known_by):
             if worker.pid in owners:
                 os.kill(worker.pid, signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_a_ray_cluster_that_loses_a_node_has_every_cell_once(
         node = cluster.add_node(num_cpus=1)
         process = place.start("hydra/launcher=ray", f"hydra.launcher.address={cluster.address}")
         deadline = time.monotonic() + PATIENCE
-        while len(place.going()) < 2:  # one on each node
+        while len(place.open_runs()) < 2:  # one on each node
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)

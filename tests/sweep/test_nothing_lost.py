@@ -478,7 +478,7 @@ def test_a_run_that_another_process_has_taken_up_is_not_buried(store: Store) -> 
     made = store.client.create_run(store.experiment_id, tags={"kind": "cell", OWNER_TAG: "x/1/1"})
     seen = store.client.get_run(made.info.run_id)
     store.client.set_tag(made.info.run_id, OWNER_TAG, own_name())
-    assert store.bury(seen) is False
+    assert store.close_dead(seen) is False
     assert store.client.get_run(made.info.run_id).info.status == "RUNNING"
 
 
@@ -579,7 +579,7 @@ def test_a_bad_record_costs_neither_the_others_nor_the_sweep(
 
 def test_a_run_that_died_between_its_last_two_words_is_complete(store: Store) -> None:
     run = store.client.create_run(store.experiment_id, tags={"kind": "cell", "complete": "true", OWNER_TAG: "x/1/1"})
-    store.bury(store.client.get_run(run.info.run_id))
+    store.close_dead(store.client.get_run(run.info.run_id))
     closed = store.client.get_run(run.info.run_id)
     assert closed.info.status == "FINISHED"
     assert "outcome" not in closed.data.tags

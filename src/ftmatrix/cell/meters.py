@@ -48,7 +48,7 @@ class MemoryMeter:
         if self.accelerator.device is Device.cpu:
             self._in_a_hurry = resident.be_quick(max((peak.peak_bytes or 0 for peak in self.peaks), default=0))
 
-    def take_up(self, peaks: Iterable[PhasePeak]) -> None:
+    def add_earlier(self, peaks: Iterable[PhasePeak]) -> None:
         """Count the peaks of an earlier process of the same cell."""
         for peak in peaks:
             self._keep(peak)
@@ -140,7 +140,7 @@ class Stopwatch:
             self.seconds = self.so_far()
             self._present = None
 
-    def take_up(self, seconds: dict[str, float]) -> None:
+    def add_earlier(self, seconds: dict[str, float]) -> None:
         """Count what an earlier process of the same cell spent; parts that it began anew count once."""
         self.seconds = self.seconds | {name: value for name, value in seconds.items() if name not in self.seconds}
 

@@ -87,7 +87,7 @@ class CellRun:
         model, framer = evaluator.model, evaluator.framer
         self._deterministically(partial(self._rehearse, evaluator, trainer))
         saved = self._saved()
-        before = self._taken_up(saved.progress) if saved else self._first_figures(evaluator)
+        before = self._counted(saved.progress) if saved else self._first_figures(evaluator)
         with self._part(Phase.TRAIN, "train"):
             if saved:
                 trainer.restore(saved.state)
@@ -181,10 +181,10 @@ class CellRun:
         (one_has_none,) = self.group.any(saved is None)
         return None if one_has_none else saved
 
-    def _taken_up(self, progress: Progress) -> Progress:
+    def _counted(self, progress: Progress) -> Progress:
         """Count what an earlier process measured."""
-        self.meter.take_up(progress.peaks)
-        self.watch.take_up(progress.seconds)
+        self.meter.add_earlier(progress.peaks)
+        self.watch.add_earlier(progress.seconds)
         return progress
 
     def _first_figures(self, evaluator: Evaluator) -> Progress:

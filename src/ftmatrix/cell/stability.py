@@ -105,7 +105,7 @@ def assess(
 ) -> Stability:
     """The worst of what happened to a run.
 
-    `nll_initial` is the validation NLL before training, in nats a label token, `validation` the scores after it.
+    `nll_initial` is the validation NLL before training, in nats per label token, `validation` the scores after it.
     """
     spikes, judged = find_spikes(steps, warmup_steps=warmup_steps)
     score = len(spikes) / judged if judged else None
@@ -136,7 +136,7 @@ def judge_learning(
 ) -> Stability:
     """Whether a run has learned (then it is stable so far), has not, or can't be told to by so few messages.
 
-    `losses` are nats a label token, `label_tokens` are counted, both step by step.
+    `losses` are nats per label token, `label_tokens` are counted, both step by step.
     """
     learned = has_learned(validation)
     if learned is None:
@@ -168,7 +168,7 @@ def why_not_learned(
 
     It broke where the loss, smoothed, rose from its lowest value by more than its noise; or where nearly all answers
     within the label set are one label, and the loss of the second half never left what the label frequencies alone
-    give. `losses` are nats a label token, step by step.
+    give. `losses` are nats per label token, step by step.
     """
     curve = numpy.asarray(losses, dtype=float)
     if len(curve) >= LEAST_JUDGED_STEPS:
@@ -189,7 +189,7 @@ def _deviation(values: NDArray[numpy.float64]) -> float:
 
 
 def frequency_nll(validation: Evaluation) -> float:
-    """Nats a label that knowing the label frequencies alone costs: their entropy, corrected for few messages.
+    """Nats per label that knowing the label frequencies alone costs: their entropy, corrected for few messages.
 
     References:
         Miller (1955), Note on the bias of information estimates.

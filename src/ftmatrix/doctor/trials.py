@@ -29,7 +29,7 @@ class Trial:
 
     @property
     def losses(self) -> list[float]:
-        """Of each step, in nats a label token."""
+        """Of each step, in nats per label token."""
         return [step.loss for step in self.steps]
 
 

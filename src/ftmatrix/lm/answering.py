@@ -82,7 +82,7 @@ class Evaluator:
         return mean_nll(self.group.divided(self.gold_pass, self.framer.frame(messages)))
 
     def text_nll(self, text: str) -> float:
-        """Mean negative log-likelihood in nats a token of running text."""
+        """Mean negative log-likelihood in nats per token of running text."""
         few_at_once = partial(self.gold_pass, batch_size=PASSAGES_AT_ONCE)
         return mean_nll(self.group.divided(few_at_once, self.framer.passages(text)))
 
@@ -105,7 +105,7 @@ class Evaluator:
         return [gold for gold in passes if gold is not None]
 
     def predict(self, messages: Sequence[Message]) -> tuple[list[Prediction], float]:
-        """The free and the constrained answer to every message, and the mean nats a label token."""
+        """The free and the constrained answer to every message, and the mean nats per label token."""
         examples = self.framer.frame(messages)
         golds = self.group.divided(self.gold_pass, examples)
         finite = [math.isfinite(gold.nll) for gold in golds]  # a broken model answers nothing, and is scored so
@@ -194,5 +194,5 @@ class Evaluator:
 
 
 def mean_nll(golds: Sequence[GoldPass]) -> float:
-    """Nats a label token over all messages."""
+    """Nats per label token over all messages."""
     return sum(gold.nll for gold in golds) / sum(gold.label_tokens for gold in golds)

@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step: the mean loss is in nats a token."""
+    """One step: the mean loss is in nats per token."""
 
     step: int
     loss: float

@@ -47,7 +47,7 @@ class PairConfusion:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores over one split. Rates and accuracies lie in [0, 1]; `nll` is nats a label token.
+    """Scores over one split. Rates and accuracies lie in [0, 1]; `nll` is nats per label token.
 
     `confusion[i][j]` counts messages of intent i answered as intent j; the last column is "invalid".
     """

@@ -62,7 +62,7 @@ class WeightDrift:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What training cost on general text: nats a token before and after it."""
+    """What training cost on general text: nats per token before and after it."""
 
     nll_initial: float
     nll: float

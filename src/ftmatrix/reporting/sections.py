@@ -110,7 +110,7 @@ def _tolerance(summary: Summary) -> Section:
     notes = (
         "Stable window: rates around the best one with at most 20 % unstable runs and no degradation; ≤ or ≥ marks an "
         "edge that the grid doesn't reach. LR sensitivity: how much worse rates are on average than the best one, in "
-        "nats a label token and in points of error, over the rates that all methods have and over those within a "
+        "nats per label token and in points of error, over the rates that all methods have and over those within a "
         "decade of the method's best. LR ratio: the best rate over that of full fine-tuning; its interval counts the "
         "seeds and the grid's spacing.",
     )
@@ -145,14 +145,14 @@ def _contrasts(summary: Summary) -> Section:
         for contrast in summary.contrasts
     )
     header = (" model", " methods, each at its best rate", "points of test accuracy", "McNemar p", "seeds",
-              "messages", " so they are")  # fmt: skip
+              "messages", " conclusion")  # fmt: skip
     return Section("Between methods", header, rows)
 
 
 def _rates(summary: Summary) -> Section:
     header = (
-        " model", " method", "lr", "runs", " not stable", " so it is", "val accuracy %", "val NLL", "test accuracy %",
-        "invalid %", "in label set %", "forgetting", "peak train MiB", "train s", "trained params",
+        " model", " method", "lr", "runs", " not stable", " by accuracy", "val accuracy %", "val NLL",
+        "test accuracy %", "invalid %", "in label set %", "forgetting", "peak train MiB", "train s", "trained params",
     )  # fmt: skip
     notes = (
         "Unstable are runs that were spiky (a loss or gradient norm far above those before it), collapsed (no better "

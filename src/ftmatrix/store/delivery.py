@@ -190,6 +190,6 @@ class Courier:
             pause = SEEN_SECONDS
             for run_id in filter(None, [self.sweep_run_id, *(delivery.run_id for delivery in list(self._following))]):
                 try:
-                    self.store.seen(run_id)
+                    self.store.say_alive(run_id)
                 except Exception:  # away, or the run was deleted
                     pause = HEARD_SECONDS

@@ -39,8 +39,8 @@ def recover(store: Store, work_dir: Path) -> list[str]:
             lines.append(f"{path.parent}: its record can't be delivered ({first_line(error)}); it stays there")
         finally:
             journal.release()
-    for run in store.going():
-        if not is_alive(run) and store.bury(run):
+    for run in store.open_runs():
+        if not is_alive(run) and store.close_dead(run):
             found[Found.DEAD] += 1
     return [f"{count} {kind.value}" for kind, count in found.items()] + lines
 

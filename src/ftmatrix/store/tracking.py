@@ -184,7 +184,7 @@ class Store:
             return False
         return True
 
-    def going(self) -> "list[Run]":
+    def open_runs(self) -> "list[Run]":
         """Runs of cells and sweeps that nobody has closed."""
         running = "attributes.status = 'RUNNING' AND tags.kind = "
         return [run for kind in ("cell", "sweep") for run in self._search(f"{running}'{kind}'")]
@@ -193,11 +193,11 @@ class Store:
         """Every run of a cell, the newest first."""
         return list(self._search(f"tags.fingerprint = '{fingerprint}'"))
 
-    def seen(self, run_id: str) -> None:
+    def say_alive(self, run_id: str) -> None:
         """Say that the process behind a run is alive."""
         self.client.set_tag(run_id, SEEN_TAG, str(int(time.time() * 1000)))
 
-    def bury(self, run: "Run") -> bool:
+    def close_dead(self, run: "Run") -> bool:
         """Close the run of a process that is gone, unless another has taken it up by now. Whether it did."""
         now = self.client.get_run(run.info.run_id)
         if now.info.status != "RUNNING" or now.data.tags.get(OWNER_TAG) != run.data.tags.get(OWNER_TAG):

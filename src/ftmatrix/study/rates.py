@@ -95,7 +95,7 @@ class Sensitivity:
     """
 
     nll: Interval
-    """Nats a label token."""
+    """Nats per label token."""
     error: Interval
     """Error rate."""
     rates: tuple[float, ...]

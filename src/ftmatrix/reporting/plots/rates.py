@@ -32,7 +32,7 @@ def draw_rates(context: ContextDetails, labels: Sequence[str]) -> Plot:
             _draw(left, arm, labels, "accuracy", scale=100)
             _draw(right, arm, labels, "val_nll", scale=1)
         left.set_ylabel("test accuracy (%)")
-        right.set_ylabel("validation NLL (nats a label token)")
+        right.set_ylabel("validation NLL (nats per label token)")
         right.set_yscale("log")
         log_ticks(right.yaxis)
         rates = sorted({rate.point.lr for arm in context.arms for rate in arm.rates})

@@ -25,7 +25,7 @@ def draw_training(context: ContextDetails, labels: Sequence[str]) -> Plot | None
         for run in context.runs:
             _draw(left, run, labels, run.loss, "loss")
             _draw(right, run, labels, run.grad_norm, "grad_norm")
-        left.set_ylabel("training loss (nats a label token)")
+        left.set_ylabel("training loss (nats per label token)")
         right.set_ylabel("gradient norm before clipping")
         for axes in (left, right):
             axes.set_yscale("log")
