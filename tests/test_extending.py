@@ -13,7 +13,7 @@ import yaml
 from ftmatrix.spec import PACKAGE
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = re.compile(r"`((?:src|conf)/[\w./-]+)`:\n+```(?:python|yaml)\n(.*?)```", re.DOTALL)
+EXAMPLE = re.compile(r"`((?:src|conf|tests)/[\w./-]+)`:\n+```(?:python|yaml)\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with src and conf: links to this program's files, and the examples."""
     root = tmp_path_factory.mktemp("extended")
     examples = dict(EXAMPLE.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")))
-    assert len(examples) == 9, sorted(examples)
+    assert len(examples) == 12, sorted(examples)
     for source, target in ((PACKAGE, root / "src" / "ftmatrix"), (ROOT / "conf", root / "conf")):
         for path in source.rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -37,7 +37,16 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = schemas.read_text().replace('    "csv"', '    "lines": Lines,\n    "csv"')
     schemas.unlink()
     schemas.write_text(text.replace("\nDATA_SCHEMAS", "from ftmatrix.data.lines import Lines\n\nDATA_SCHEMAS", 1))
+    (root / "tests" / "conftest.py").symlink_to(ROOT / "tests" / "conftest.py")
     return root
+
+
+def test_the_examples_tests_pass(extended: Path, tmp_path: Path) -> None:
+    program = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    said = python_in(
+        extended, tmp_path, program, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(extended / "tests")
+    )
+    assert "3 passed" in said
 
 
 def in_it(root: Path, folder: Path, *arguments: str) -> str:

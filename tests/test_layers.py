@@ -105,7 +105,7 @@ def test_every_room_has_its_place() -> None:
 
 def test_the_tour_shows_every_room() -> None:
     tour = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    lines = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `")]
+    lines = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `") and line.count("|") == 4]
     assert [name for line in lines for name in re.findall(r"`(\w+)`", line)] == list(ROOMS)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from transformers import AutoModelForCausalLM
 
 from ftmatrix.arms import FullFineTuning, Lora, Method, Quantization
+from ftmatrix.cell import load_adapted
 from ftmatrix.data import Message
-from ftmatrix.errors import ConfigError
-from ftmatrix.lm import Collator, Compute, Framer, Trainer, Training, label_logits
+from ftmatrix.errors import ConfigError, UnsupportedError
+from ftmatrix.lm import Collator, Compute, Framer, Group, Trainer, Training, label_logits
 from ftmatrix.machine import Accelerator, Precision, autocast
 from ftmatrix.models import Checkpoint, load_model
+from ftmatrix.spec import Cell, ReadyCell, prepare
 
 METHODS: dict[str, Callable[[], Method]] = {
     "full": lambda: FullFineTuning(name="full"),
@@ -189,3 +192,18 @@ def test_weights_are_stored_as_the_precision_says(
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Lora(name="lora", **settings).check()
+
+
+def test_a_method_that_trains_nothing_is_told_so(quick_cell: Callable[..., Cell]) -> None:
+    @dataclass
+    class Nothing(FullFineTuning):
+        def adapt(self, model: Any, precision: Precision) -> Any:
+            return model.requires_grad_(False)
+
+    (ready,) = prepare([quick_cell("method=full", "lr=1e-3")])
+    assert isinstance(ready, ReadyCell)
+    ready = replace(ready, cell=replace(ready.cell, method=Nothing(name="nothing")))
+    with pytest.raises(
+        UnsupportedError, match="method=nothing: trains no weight; its `adapt` sets requires_grad on none"
+    ):
+        load_adapted(ready, Group())

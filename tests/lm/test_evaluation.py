@@ -11,13 +11,12 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from ftmatrix.cell import result_metrics, score, scores
-from ftmatrix.cell.scores import all_scores
+from ftmatrix.cell import score
 from ftmatrix.data import INVALID, Message
 from ftmatrix.lm import PASSAGE_TOKENS, Collator, Compute, Evaluating, Evaluator, Framer, Trainer, Training
 from ftmatrix.machine import Accelerator, Precision
 from ftmatrix.models import Checkpoint, load_model
-from ftmatrix.records import CellResult, Outcome, Prediction
+from ftmatrix.records import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -129,36 +128,6 @@ def test_figures_of_hand_made_predictions() -> None:
     assert (evaluation.pair.errors, evaluation.pair.crossed) == (3, 2)
     assert evaluation.pair.low is not None
     assert evaluation.pair.low < 2 / 3 < (evaluation.pair.high or 0)
-
-
-def test_matthews_correlation_is_that_of_its_definition() -> None:
-    made = [prediction(*pair) for pair in [("a", "a"), ("a", "a"), ("a", "b"), ("b", "b"), ("b", "a")]]
-    (true, false_negative), (false_positive, true_negative) = (2, 1), (1, 1)
-    over = true * true_negative - false_positive * false_negative
-    under = math.sqrt(3 * 3 * 2 * 2)
-    assert all_scores(made)["matthews"] == pytest.approx(over / under)
-    assert all_scores([prediction("a", "a"), prediction("b", "a")])["matthews"] == 0
-
-
-def test_a_file_in_the_folder_of_scores_is_a_figure(
-    models: Any,
-    framer: Framer,
-    cpu: Accelerator,
-    messages: tuple[Message, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "right_answers.py").write_text(
-        "def score(predictions):\n    return sum(p.correct for p in predictions)\n"
-    )
-    (tmp_path / "undefined.py").write_text("def score(predictions):\n    return float('nan')\n")
-    monkeypatch.setattr(scores, "__path__", [*scores.__path__, str(tmp_path)])
-    predictions, nll = evaluator(models["trained"], framer, cpu).predict(messages[96:128])
-    test = score("test", predictions, nll=nll, labels=framer.labels, common=frozenset(), pair=None)
-    metrics = result_metrics(CellResult(Outcome.COMPLETED, test=test))
-    assert metrics["right_answers"] == round(test.accuracy * 32)
-    assert "matthews" in metrics
-    assert "undefined" not in metrics
 
 
 def test_a_model_that_writes_no_numbers_is_scored_as_wrong(

@@ -7,12 +7,22 @@ from omegaconf import MISSING
 
 import ftmatrix.arms
 from ftmatrix.arms.base import Method
+from ftmatrix.errors import ConfigError, first_line
 
 
 def _kind_in(module: str) -> type[Method] | None:
-    """The method that a module of this room defines."""
+    """The method that a module of this room defines.
+
+    Raises:
+        ConfigError: the module can't be imported.
+    """
     name = f"ftmatrix.arms.{module}"
-    inside = vars(import_module(name)).values()
+    try:
+        inside = vars(import_module(name)).values()
+    except Exception as error:
+        raise ConfigError(
+            f"arms/{module}.py can't be imported ({type(error).__name__}: {first_line(error)})"
+        ) from error
     kinds = (kind for kind in inside if isinstance(kind, type) and issubclass(kind, Method) and kind is not Method)
     return next((kind for kind in kinds if kind.__module__ == name), None)
 

@@ -5,6 +5,7 @@ from .loading import load_adapted as load_adapted
 from .metrics import STEP_SERIES as STEP_SERIES
 from .metrics import result_metrics as result_metrics
 from .run import CellRun as CellRun
+from .scores import score_names as score_names
 from .scoring import score as score
 from .stability import judged_anew as judged_anew
 from .stability import may_be_outdated as may_be_outdated

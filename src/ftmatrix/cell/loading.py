@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ftmatrix.errors import UnsupportedError
 from ftmatrix.lm import Group, adapter_drift, trained_drift
 from ftmatrix.models import StoredTensors, build_model, load_model
 from ftmatrix.records import WeightDrift
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def load_adapted(ready: ReadyCell, group: Group) -> nn.Module:
-    """The model that the method trains, on its device; a process's shard of it where weights are split."""
+    """The model that the method trains, on its device; a process's shard of it where weights are split.
+
+    Raises:
+        ModelError: the model can't be loaded.
+        UnsupportedError: the method trains nothing of it.
+    """
     method = ready.cell.method
     device = "cpu" if group.sharded else ready.accelerator.kind  # none has room for all of it
     if ready.cell.model.from_scratch:
@@ -29,6 +35,8 @@ def load_adapted(ready: ReadyCell, group: Group) -> nn.Module:
             attention=ready.cell.model.attention,
         )
     adapted = method.adapt(model, ready.precision)
+    if not any(weight.requires_grad for weight in adapted.parameters()):
+        raise UnsupportedError(f"method={method.name}: trains no weight; its `adapt` sets requires_grad on none")
     group.shard(adapted, ready.accelerator)
     if not group.rank.is_first:  # dropout is each device's own
         torch.manual_seed(ready.cell.seed + (group.rank.index << 32))

@@ -1,11 +1,29 @@
 """A result's figures under the names that they have in MLflow."""
 
 import math
+from dataclasses import fields
 
 from ftmatrix.records import CellResult, Evaluation, Outcome, Phase
 
 STEP_SERIES = ("loss", "grad_norm", "lr", "tokens", "label_tokens", "seconds")
 """Fields of a step that become curves; in MLflow their names begin with `step/`."""
+
+
+RUN_METRICS = frozenset(
+    {
+        "tokens_per_second", "neighbour_cores", "parameters", "trainable_parameters", "steps", "spike_score",
+        "forecast_error", "weight_drift", "forgetting", "retention", "general_nll", "general_nll_initial",
+        "messages_common", "pair_share", "pair_errors", "nll_initial",
+    }
+)  # fmt: skip
+"""Beside the fields of an evaluation, and beside those that `RUN_BEGINNINGS` begin."""
+RUN_BEGINNINGS = ("val_", "seconds_", "peak_", "forecast_bytes_", "weight_", "gradient_", "optimizer_", "other_bytes")
+
+
+def is_taken(name: str) -> bool:
+    """Whether every run has a metric of this name, so that no other may have it."""
+    own = {entry.name for entry in fields(Evaluation)} | RUN_METRICS
+    return name in own or name.startswith(RUN_BEGINNINGS)
 
 
 def result_metrics(result: CellResult) -> dict[str, float]:

@@ -13,7 +13,7 @@ from ftmatrix.cell.loading import drift_of, load_adapted
 from ftmatrix.cell.meters import MemoryMeter, Neighbours, Stopwatch
 from ftmatrix.cell.notes import notes_of
 from ftmatrix.cell.resumption import Progress, ProgressFile, Saved
-from ftmatrix.cell.scoring import score
+from ftmatrix.cell.scoring import named_scores, score
 from ftmatrix.cell.secondary import Secondary
 from ftmatrix.cell.stability import assess
 from ftmatrix.data import Message, general_text
@@ -129,7 +129,7 @@ class CellRun:
             memory=training.memory,
             forecast=ready.forecast,
             drift=drift,
-            forgetting=_forgetting(before.text_nll_initial, text_nll),
+            forgetting=Forgetting.between(before.text_nll_initial, text_nll),
             device=ready.device,
             precision=f"{ready.precision.value} ({ready.precision_reason})",
             notes=(
@@ -235,7 +235,8 @@ class CellRun:
         data, dataset = self.ready.cell.data, self.ready.dataset
         pair = (data.confusion_pair[0], data.confusion_pair[1]) if data.confusion_pair else None
         common = dataset.common_intents(data.common_intents)
-        return score(split, predictions, nll=nll, labels=dataset.labels, common=common, pair=pair)
+        scores = named_scores(predictions, self.secondary)
+        return score(split, predictions, nll=nll, labels=dataset.labels, common=common, pair=pair, scores=scores)
 
     @contextmanager
     def _part(self, phase: Phase, part: str) -> Iterator[None]:
@@ -244,7 +245,3 @@ class CellRun:
         self.emit(phase)
         with self.watch.part(part), self.meter.phase(phase.value):
             yield
-
-
-def _forgetting(before: float | None, after: float | None) -> Forgetting | None:
-    return None if before is None or after is None else Forgetting(before, after)

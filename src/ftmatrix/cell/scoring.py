@@ -1,13 +1,21 @@
 """Figures of one split from its predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ftmatrix.cell.scores import all_scores
+from ftmatrix.cell.scores import score_names, score_of
+from ftmatrix.cell.secondary import Secondary
 from ftmatrix.data import INVALID
 from ftmatrix.records import Evaluation, IntentScore, PairConfusion, Prediction
+
+
+def named_scores(predictions: Sequence[Prediction], secondary: Secondary) -> dict[str, float]:
+    """The figures of `ftmatrix.cell.scores`, by name. One that fails is unknown, and a note says why."""
+    found = {name: secondary(f"metric {name}", partial(score_of, name, predictions)) for name in score_names()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def score(
@@ -18,6 +26,7 @@ def score(
     labels: Sequence[str],
     common: frozenset[str],
     pair: tuple[str, str] | None,
+    scores: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """All figures of one split from its predictions; see `Evaluation` for what each means."""
     gold = [prediction.label for prediction in predictions]
@@ -47,7 +56,7 @@ def score(
         confusion=tuple(tuple(int(cell) for cell in row) for row in matrix),
         pair=_pair_confusion(predictions, pair) if pair else None,
         predictions=tuple(predictions),
-        scores=all_scores(predictions),
+        scores=dict(scores or {}),
     )
 
 

@@ -14,6 +14,7 @@ from .arithmetic import seed_everything as seed_everything
 from .arithmetic import use_threads as use_threads
 from .discovery import is_there as is_there
 from .discovery import pick as pick
+from .discovery import resolve as resolve
 from .discovery import visible as visible
 from .files import is_disk_full as is_disk_full
 from .files import replacing as replacing

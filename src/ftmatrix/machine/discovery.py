@@ -24,6 +24,21 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     Raises:
         UnsupportedError: the wanted device isn't here.
     """
+    wanted = resolve(wanted)
+    if wanted not in VISIBLE:
+        return describe(wanted)
+    found = ask_child(wanted)
+    alike = [(name, one) for name, one in zip(visible_names(wanted, len(found)), found, strict=True) if one == found[0]]
+    cards = tuple(Card(name, one.free_bytes or 0) for name, one in alike)
+    return replace(found[0], free_bytes=most_free(cards, 1), cards=cards)
+
+
+def resolve(wanted: Device) -> Device:
+    """The kind of device that is meant: `auto` is the first that is here. Nothing is started.
+
+    Raises:
+        UnsupportedError: the wanted device isn't here.
+    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counts GPUs without starting CUDA
     import torch
 
@@ -38,12 +53,7 @@ def pick(wanted: Device = Device.auto) -> Accelerator:
     if not available[wanted]:
         here = ", ".join(device.value for device, there in available.items() if there)
         raise UnsupportedError(f"device={wanted.value} isn't available on this machine; available: {here}")
-    if wanted not in VISIBLE:
-        return describe(wanted)
-    found = ask_child(wanted)
-    alike = [(name, one) for name, one in zip(visible_names(wanted, len(found)), found, strict=True) if one == found[0]]
-    cards = tuple(Card(name, one.free_bytes or 0) for name, one in alike)
-    return replace(found[0], free_bytes=most_free(cards, 1), cards=cards)
+    return wanted
 
 
 def visible_names(device: Device, count: int) -> list[str]:

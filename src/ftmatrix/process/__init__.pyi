@@ -15,6 +15,7 @@ from .engines.on_submitit import SubmititEngine as SubmititEngine
 from .isolation import CellProcess as CellProcess
 from .isolation import start_method as start_method
 from .isolation import warm_up as warm_up
+from .isolation import warm_up_early as warm_up_early
 from .leases import Leases as Leases
 from .leases import most_on_a_card as most_on_a_card
 from .listening import Listener as Listener

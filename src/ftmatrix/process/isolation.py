@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -16,16 +16,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ftmatrix.errors import ConfigError
-from ftmatrix.machine import VISIBLE, Card, Device, Rank, visible
+from ftmatrix.errors import ConfigError, UnsupportedError
+from ftmatrix.machine import VISIBLE, Card, Device, Rank, resolve, visible
 from ftmatrix.process import child
 from ftmatrix.process.child import OTHER_DIED, Began, Ended, Event, Stepped
 from ftmatrix.records import CellResult, Outcome, Phase
-from ftmatrix.spec import ReadyCell
+from ftmatrix.spec import Cell, ReadyCell
 
 FORKSERVER, SPAWN = "forkserver", "spawn"
 DEATH_SECONDS = 10
 """How long it may take to see which process of a cell has died."""
+
+
+def warm_up_early(cells: Sequence[Cell]) -> None:
+    """Start the server before anything is known of the cells, where they are to run on a CPU.
+
+    Finding out what has to be run takes as long as the server's imports, which are in vain if all is done.
+    """
+    with suppress(UnsupportedError):  # which is said of each cell in its row
+        if all(resolve(cell.device) is Device.cpu for cell in cells):
+            _start_server(adapted=any(cell.method.trains_adapters for cell in cells))
 
 
 def warm_up(cells: Sequence[ReadyCell]) -> None:
@@ -34,15 +44,18 @@ def warm_up(cells: Sequence[ReadyCell]) -> None:
     Raises:
         ConfigError: FTMATRIX_START_METHOD is unknown.
     """
+    # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
+    on_cpu = all(cell.accelerator.device is Device.cpu for cell in cells)
+    _start_server(adapted=on_cpu and any(cell.cell.method.trains_adapters for cell in cells))
+
+
+def _start_server(*, adapted: bool) -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # look for a GPU without touching it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name: what fits in the rehearsal is to fit to the end
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    # PEFT and bitsandbytes ask a GPU driver for its devices as they are imported: not in a process that will fork
     if preferred_start() == SPAWN:
         return
-    on_cpu = all(cell.accelerator.device is Device.cpu for cell in cells)
-    adapted = on_cpu and any(cell.cell.method.trains_adapters for cell in cells)
     preloaded = ["ftmatrix.process.preload", *(["ftmatrix.process.preload_adapters"] if adapted else [])]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     with _interrupts_held():

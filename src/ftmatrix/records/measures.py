@@ -67,6 +67,11 @@ class Forgetting:
     nll_initial: float
     nll: float
 
+    @classmethod
+    def between(cls, before: float | None, after: float | None) -> "Forgetting | None":
+        """What two measurements say; None where one is missing."""
+        return None if before is None or after is None else cls(before, after)
+
     @property
     def ratio(self) -> float:
         """Perplexity after training over perplexity before: 1 where nothing was forgotten."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ftmatrix.cell import score_names
 from ftmatrix.errors import ConfigError, first_line
-from ftmatrix.process import Engine, Listener, open_console, warm_up
+from ftmatrix.process import Engine, Listener, open_console, warm_up, warm_up_early
 from ftmatrix.records import Row
 from ftmatrix.reporting import as_csv, as_text, failures, fitting_table, notes
 from ftmatrix.spec import REPORTS, Cell, ReadyCell, claims_of, without_credentials
@@ -73,6 +74,8 @@ def carry_out(
         from ftmatrix.study import read_claims
 
         read_claims(claims)  # what is wrong with them is said before anything runs
+    if engine is None:
+        warm_up_early(cells)
     store = Store(first.tracking.store, first.study)
     for found in recover(store, Path(first.work_dir).absolute()):
         console.print(found, highlight=False, markup=False, soft_wrap=True)
@@ -173,6 +176,7 @@ def check(cells: Sequence[Cell], n_jobs: int | str | None) -> None:
     Raises:
         ConfigError: they don't agree on where results go, or `n_jobs` is no count.
     """
+    score_names()  # refuses one that would stand in another metric's place
     studies = sorted({cell.study for cell in cells})
     uris = sorted({without_credentials(cell.tracking.store) for cell in cells})
     for key, values in (("study", studies), ("tracking.uri", uris)):

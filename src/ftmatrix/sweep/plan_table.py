@@ -102,7 +102,8 @@ def _which(found: Sequence[Planned]) -> str:
 def plan_totals(planned: Sequence[Planned], jobs: int) -> list[str]:
     """How many cells will do what, how long it will take, which one takes longest, and which one takes most memory."""
     counts = Counter("done" if item.done_run else item.action for item in planned)
-    lines = [f"{len(planned)} cells: {', '.join(f'{count} {action}' for action, count in counts.items())}."]
+    cells = f"{len(planned)} cell{'s' if len(planned) > 1 else ''}"
+    lines = [f"{cells}: {', '.join(f'{count} {action}' for action, count in counts.items())}."]
     running = [item for item in planned if item.runs]
     timed = [(item.seconds, item.prepared.cell.title) for item in running if item.seconds is not None]
     if timed:
