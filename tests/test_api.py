@@ -56,8 +56,10 @@ def test_a_study_from_plan_to_answer(study: dict[str, Any], tmp_path: Path) -> N
     model = ftmatrix.load("mine", run_id=str(cells.run_id[1]))
     (answer,) = model.predict(["where is my card?"])
     assert answer in model.evaluator.framer.labels
-    with pytest.raises(ConfigError, match="run_id=nosuch: the study mine has no such run"):
+    with pytest.raises(ConfigError, match="run_id=nosuch: no such run in sqlite"):
         ftmatrix.load("mine", run_id="nosuch")
+    with pytest.raises(ConfigError, match="other: no such study"):
+        ftmatrix.load("other", run_id=str(cells.run_id[1]))
 
     done = subprocess.run(
         [sys.executable, "-c", "from ftmatrix.cli import main; main()", "export", "mine", "--to", "results.csv"],
@@ -121,6 +123,8 @@ def test_what_is_wrong_is_refused_before_anything_runs(study: dict[str, Any], tm
         ({"methd": "full"}, "methd: no such setting; did you mean 'method'"),
         ({"plan": True}, r"ftmatrix.plan\(...\) plans"),
         ({"n_jobs": 0}, "n_jobs=0: must be at least 1"),
+        ({"grids": {"lr": 1e-3}}, "give a list of dicts"),
+        ({"hydra/launcher": "joblib", "listeners": [ftmatrix.Listener()]}, "listeners hear of cells that run here"),
     ):
         with pytest.raises(ConfigError, match=line):
             ftmatrix.run(**study | wrong)

@@ -1,6 +1,6 @@
 """What the command line does, from Python and under the same names: `import ftmatrix`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -145,23 +145,22 @@ def load(study: str = STUDY, *, run_id: str | None = None, tracking_uri: str | N
         ConfigError: no cell keeps its weights, or there is no such run.
         ModelError: the base model under an adapter isn't here and can't be fetched.
     """
-    from ftmatrix.serving import best_kept, load_kept
+    from ftmatrix.serving import best_kept, load_kept, run_of
 
     store = _store(study, tracking_uri)
-    if run_id is None:
-        row = best_kept(store)
-    elif (found := next((row for row in store.cells() if row.run_id == run_id), None)) is not None:
-        row = found
-    else:
-        raise ConfigError(f"run_id={run_id}: the study {study} has no such run; `ftmatrix.results` lists them")
+    row = best_kept(store) if run_id is None else run_of(store, run_id)
     with TemporaryDirectory() as folder:
         return load_kept(store, row, Path(folder))
 
 
 def _asked(settings: dict[str, Any]) -> "Asked":
+    """The cells that settings ask for."""
     from ftmatrix.spec import ask, words_of
 
-    return ask(list(words_of(settings)))
+    grids = settings.pop("grids", None) or []
+    if not isinstance(grids, list) or not all(isinstance(grid, Mapping) for grid in grids):
+        raise ConfigError(f"grids={grids!r}: give a list of dicts, each with the values of a grid")
+    return ask(list(words_of(settings)), [list(words_of(grid)) for grid in grids])
 
 
 def _n_jobs(asked: "Asked") -> int | str | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ftmatrix.records import Outcome, Row
+from ftmatrix.records import Outcome, Row, best_of
 from ftmatrix.reporting import as_csv, as_text, failures, fitting_table
 from ftmatrix.reporting.table import COLUMNS
 from ftmatrix.study import differing_settings
@@ -22,6 +22,15 @@ def row(method: str, lr: float, accuracy: float | None, **settings: str) -> Row:
 
 
 ROWS = [row("lora", 1e-2, 0.5), row("full", 1e-3, 0.75), row("full", 1e-4, None), row("lora", 1e-3, None)]
+
+
+def test_a_run_without_a_number_is_no_better_for_that() -> None:
+    plain = row("full", 1e-3, 0.0)
+    broken = replace(plain, run_id="broken", metrics=plain.metrics | {"val_accuracy": 0.0, "val_nll": float("nan")})
+    plain = replace(plain, metrics=plain.metrics | {"val_accuracy": 0.0, "val_nll": 1.0})
+    assert best_of([broken, plain]) is plain
+    assert best_of([plain, broken]) is plain
+    assert best_of([]) is None
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

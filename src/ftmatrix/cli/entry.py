@@ -72,7 +72,7 @@ def _dispatch(arguments: list[str]) -> None:
     match arguments:
         case [] | ["-h" | "--help" | "help", *_]:
             print(help_text(COMMANDS), end="")
-        case [word, "-h" | "--help"] if word in COMMANDS and word != "ui":
+        case [word, *rest] if word in COMMANDS and word != "ui" and {"-h", "--help"} & {*rest}:
             print(command_help(word, COMMANDS[word]))
         case ["--version"]:
             print(f"ftmatrix {version('ftmatrix')}")

@@ -76,7 +76,9 @@ class Arbiter:
     def _claimed(self, ready: ReadyCell, journal: Journal, facts: RunFacts) -> Claim:
         """Whose the cell is whose record on this disk is claimed."""
         if not journal.is_readable:  # what lies there may be the only copy of a result
-            raise OSError(f"{journal.folder} holds a record that can't be read; mend it, or move it away")
+            raise OSError(
+                f"{journal.folder} holds a record that can't be read ({journal.trouble}); mend it, or move it away"
+            )
         if (left := journal.result) and left.result.outcome is Outcome.COMPLETED:
             if _is_enough(journal, ready):
                 return Left(Delivery(self.store, journal))

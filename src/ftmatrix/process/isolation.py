@@ -13,6 +13,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,8 @@ from ftmatrix.records import CellResult, Outcome, Phase
 from ftmatrix.spec import Cell, ReadyCell
 
 FORKSERVER, SPAWN = "forkserver", "spawn"
+ALONE = RLock()
+"""Threads start processes one after the other."""
 DEATH_SECONDS = 10
 """How long it may take to see which process of a cell has died."""
 
@@ -118,12 +121,13 @@ def _without_main() -> Iterator[None]:
     """What starts within doesn't import the program's main module, as multiprocessing would have it: a user's script
     that calls `ftmatrix.run` needs no guard against being run once more in each cell.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with ALONE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class CellProcess:

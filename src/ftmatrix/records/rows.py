@@ -65,6 +65,9 @@ def best_of(rows: Iterable[Row]) -> Row | None:
     Test accuracy is no ground to choose by. None where no cell has a result.
     """
     known = [row for row in rows if row.metric("val_accuracy") is not None]
-    return max(
-        known, key=lambda row: (row.metrics["val_accuracy"], -row.metrics.get("val_nll", math.inf)), default=None
-    )
+    return max(known, key=lambda row: (row.metrics["val_accuracy"], -_or_worst(row.metric("val_nll"))), default=None)
+
+
+def _or_worst(nll: float | None) -> float:
+    """An NLL; the worst there is where it is unknown or no number."""
+    return math.inf if nll is None or math.isnan(nll) else nll

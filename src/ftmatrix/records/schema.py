@@ -8,14 +8,14 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core.core_schema import FloatSchema
 
 from ftmatrix.records.results import CellResult
-from ftmatrix.records.storing import SCHEMA_VERSION, VERSION_KEY
+from ftmatrix.records.storing import NOT_FINITE, SCHEMA_VERSION, VERSION_KEY
 
 
 class _Strict(GenerateJsonSchema):
-    """A number may be null: it isn't finite then, or unknown."""
+    """A number that isn't finite is its name."""
 
     def float_schema(self, schema: FloatSchema) -> dict[str, Any]:
-        return super().float_schema(schema) | {"type": ["number", "null"]}
+        return {"anyOf": [super().float_schema(schema), {"enum": ["NaN", *NOT_FINITE.values()]}]}
 
 
 def result_schema() -> dict[str, Any]:

@@ -31,6 +31,23 @@ def best_kept(store: Store) -> Row:
     return best
 
 
+def run_of(store: Store, run_id: str) -> Row:
+    """The cell of a run.
+
+    Raises:
+        ConfigError: the study has no such run, or it isn't a cell's.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        raise ConfigError(f"run_id={run_id}: no such run in {store.shown}") from error
+    if run.info.experiment_id != store.experiment_id or run.data.tags.get("kind") != "cell":
+        raise ConfigError(f"run_id={run_id}: no cell of the study {store.study}; `ftmatrix.results` lists them")
+    return store.rows([run_id])[0]
+
+
 def load_kept(store: Store, row: Row, folder: Path) -> IntentModel:
     """A cell that answers messages, on the device there is. What lies in `folder` is needed no more afterwards.
 

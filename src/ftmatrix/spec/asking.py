@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from hydra._internal.hydra import Hydra
@@ -13,6 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ftmatrix.errors import ConfigError
 from ftmatrix.spec.cells import Cell
@@ -25,6 +27,9 @@ from ftmatrix.spec.schemas import register_schemas
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
 
+ALONE = RLock()
+"""Hydra keeps its state for the whole process: threads compose one after the other."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -34,8 +39,8 @@ class Asked:
     launcher: DictConfig
 
 
-def ask(words: Sequence[str]) -> Asked:
-    """The cells of a grid, a study (`experiment=NAME`) or a single setting.
+def ask(words: Sequence[str], grids: Sequence[Sequence[str]] = ()) -> Asked:
+    """The cells of a grid, a study (`experiment=NAME`) or a single setting; or of the union of several grids.
 
     Raises:
         ConfigError: a setting, a value or a study is unknown, or a value out of range.
@@ -45,23 +50,26 @@ def ask(words: Sequence[str]) -> Asked:
             config = loader.load_configuration("config", expand(words), RunMode.MULTIRUN)
             sweeper = config.hydra.sweeper
             params = OmegaConf.to_container(sweeper.params) if sweeper.params else {}
-            grids = OmegaConf.to_container(sweeper.grids) if sweeper.grids else []
-            jobs = jobs_of(params, grids, list(config.hydra.overrides.task), loader)  # type: ignore[arg-type]
+            stated = grids or (OmegaConf.to_container(sweeper.grids) if sweeper.grids else [])
+            jobs = jobs_of(params, stated, list(config.hydra.overrides.task), loader)  # type: ignore[arg-type]
             composer = Composer(loader, config)
             cells = {job: composer.cell(job) for job in composer.fitting(jobs)}
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+    except YAMLError as error:
+        raise ConfigError(f"a YAML file can't be read: {' '.join(str(error).split())}") from error
     return Asked(list(cells.values()), config.hydra.launcher)
 
 
 @contextmanager
 def _hydra() -> Iterator["ConfigLoader"]:
-    """Hydra's loader of our configuration. What Hydra another program has set up stays as it is."""
-    register_schemas()
-    before = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        path = create_config_search_path(str(config_folder()))
-        yield Hydra.create_main_hydra2(task_name="ftmatrix", config_search_path=path).config_loader
-    finally:
-        Singleton.set_state(before)
+    """Hydra's loader of our configuration. What another program has set up of Hydra is there again afterwards."""
+    with ALONE:
+        before = Singleton.get_state()
+        try:
+            register_schemas()
+            GlobalHydra.instance().clear()
+            path = create_config_search_path(str(config_folder()))
+            yield Hydra.create_main_hydra2(task_name="ftmatrix", config_search_path=path).config_loader
+        finally:
+            Singleton.set_state(before)

@@ -57,7 +57,10 @@ def docstrings_of(schema: Any) -> dict[str, str]:
     for kind in reversed(schema.__mro__):
         if not is_dataclass(kind) or not isinstance(kind, type):
             continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        try:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        except OSError:  # installed without its source
+            continue
         assert isinstance(definition, ast.ClassDef)
         for statement, after in zip(definition.body, definition.body[1:], strict=False):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

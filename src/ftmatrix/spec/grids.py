@@ -20,11 +20,11 @@ Axes = dict[str, list[str]]
 
 def jobs_of(
     params: Mapping[str, Any],
-    grids: Sequence[Mapping[str, Any]],
+    grids: Sequence[Mapping[str, Any] | Sequence[str]],
     given: Sequence[str],
     loader: "ConfigLoader | None" = None,
 ) -> list[Job]:
-    """The union of all grids, in order, each job once.
+    """The union of all grids, in order, each job once. A grid is keys with values, or words that say the same.
 
     `params` holds for every grid, and a grid's own keys go before it. A key that is `given` on the command line goes
     before both: its values pick the grids that state them, and a value that no grid states goes into all. Where that
@@ -36,7 +36,7 @@ def jobs_of(
     """
     shared = _axes([f"{key}={_written(key, value)}" for key, value in params.items()], loader)
     asked = _axes(given, loader)
-    stated = [_axes([f"{key}={_written(key, value)}" for key, value in grid.items()], loader) for grid in grids] or [{}]
+    stated = [_axes(_words(grid), loader) for grid in grids] or [{}]
     picked = [axes for grid in stated if (axes := _pick(asked, grid, stated)) is not None]
     chosen = picked or [grid | asked for grid in stated]
     found: dict[frozenset[tuple[str, str | float]], Job] = {}
@@ -58,6 +58,10 @@ def _pick(asked: Axes, grid: Axes, stated: Sequence[Axes]) -> Axes | None:
         if not axes[key]:
             return None
     return axes
+
+
+def _words(grid: Mapping[str, Any] | Sequence[str]) -> Sequence[str]:
+    return [f"{key}={_written(key, value)}" for key, value in grid.items()] if isinstance(grid, Mapping) else grid
 
 
 def _axes(overrides: Sequence[str], loader: "ConfigLoader | None") -> Axes:

@@ -27,6 +27,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "experiment":
+            value = value.strip("'")
             if value not in (known := grids()):
                 raise ConfigError(f"experiment={value}: no such study; {nearest(value, known)}")
             argument = f"+experiments={known[value]}"

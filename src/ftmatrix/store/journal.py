@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ftmatrix.errors import first_line
 from ftmatrix.machine import replacing
 from ftmatrix.records import CellResult, Step, as_plain, from_json, record_of, to_json
 
@@ -70,12 +71,18 @@ class Journal:
         self.folder, self._claimed = folder, claimed
         self.facts: RunFacts | None = None
         self.result: TimedResult | None = None
+        self.trouble = ""
+        """Why it can't be read."""
         try:
             self.facts = read_facts(folder)
             self.result = self._stored_result()
-            self.is_readable = True
-        except (OSError, ValueError):
-            self.is_readable = False
+        except (OSError, ValueError) as error:
+            self.trouble = first_line(error)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether what lies there, if anything, could be read."""
+        return not self.trouble
 
     @classmethod
     def in_memory(cls, facts: RunFacts) -> "Journal":
@@ -111,7 +118,7 @@ class Journal:
             if path not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.result = None
-        self.is_readable = True
+        self.trouble = ""
         self.files.mkdir()
         self.note(facts)
 

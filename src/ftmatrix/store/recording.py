@@ -100,8 +100,7 @@ class RunWriter:
             tags["stability"] = result.stability.verdict.value
             if result.stability.series:
                 at = "the end" if result.stability.step is None else f"step {result.stability.step}"
-                value = math.nan if result.stability.value is None else result.stability.value
-                tags[TRIGGER_TAG] = f"{result.stability.series}={value:g} at {at}"
+                tags[TRIGGER_TAG] = f"{result.stability.series}={result.stability.value:g} at {at}"
         if result.peaks:
             tags["memory.counts"] = result.peaks[-1].counts
         if result.notes:

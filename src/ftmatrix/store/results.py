@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ftmatrix.cell import judged_anew, may_be_outdated
-from ftmatrix.errors import ConfigError
+from ftmatrix.errors import ConfigError, first_line
 from ftmatrix.lm import Training
 from ftmatrix.records import CellResult, Row, Step, from_json
 
@@ -14,7 +14,7 @@ def read_result(row: Row, uri: str) -> CellResult:
     """What the cell's process wrote down, as it stands in the store at `uri`.
 
     Raises:
-        ConfigError: the run's files are gone: the store was copied without them, or nobody can reach them.
+        ConfigError: the run's files are gone, as in a store that was copied without them, or can't be read.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -26,7 +26,10 @@ def read_result(row: Row, uri: str) -> CellResult:
             path = download_artifacts(place, dst_path=folder, tracking_uri=uri)
         except (MlflowException, OSError) as error:
             raise ConfigError(f"run {row.run_id}: {place} isn't there") from error
-        return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
+        try:
+            return from_json(CellResult, Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"run {row.run_id}: {place} can't be read ({first_line(error)})") from error
 
 
 def judged_by_present_rules(stored: CellResult, row: Row, curve: Callable[[str], list[float]]) -> CellResult:

@@ -69,7 +69,7 @@ class ResultsFile:
     def curve(self, row: Row, series: str) -> list[tuple[int, float]]:
         """A run's steps, in order, with the value of `loss` or `grad_norm` at each; empty where they weren't kept."""
         values = self._unpacked(row).get(series, ())
-        return [(step, math.nan if value is None else value) for step, value in enumerate(values)]
+        return [(step, float(value)) for step, value in enumerate(values)]
 
     def _unpacked(self, row: Row) -> dict[str, Any]:
         packed = self.details[row.run_id]

@@ -70,6 +70,8 @@ def carry_out(
     """
     first = cells[0]
     check(cells, n_jobs)
+    if engine is not None and listeners:
+        raise ConfigError(f"hydra/launcher={engine.name}: listeners hear of cells that run here; take cells")
     if first.report and (claims := claims_of(first.study)):
         from ftmatrix.study import read_claims
 
