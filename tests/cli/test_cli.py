@@ -53,12 +53,10 @@ def test_a_grid_ends_with_its_table(tmp_path: Path, data_folder: Path) -> None:
     (sweep_run,) = search(tmp_path, "tags.kind = 'sweep'")
     artifacts = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(sweep_run, "report")
     assert {"report/report.html", "report/rates-pocket-1m.png"} <= {file.path for file in artifacts}
-    started = time.monotonic()
     again = ftmatrix("-m", *arguments, folder=tmp_path)
     assert again.returncode == 0
     assert "2 of 2 cells are done already" in again.stdout
     assert "start " not in again.stdout
-    assert time.monotonic() - started < 120
     study = tmp_path / "experiments" / "ftmatrix"
     study.mkdir(parents=True)
     (study / "grid.yaml").write_text("# @package _global_\n")
