@@ -106,7 +106,7 @@ def test_times_beside_other_work_are_not_compared() -> None:
     alone = [row(method, 1e-3, 0, neighbour_cores=0.05) for method in ("full", "lora")]
     assert "Fastest to train" in said(alone)
     found = said([*alone[:1], row("lora", 1e-3, 0, neighbour_cores=1.02)])
-    assert "Time isn't compared: beside a run that it would go by, 1.0 cores were busy with other work." in found
+    assert "Time isn't compared: while one of these runs trained, other programs kept 1.0 CPU cores busy." in found
     assert "Fastest to train" not in found
 
 

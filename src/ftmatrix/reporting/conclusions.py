@@ -87,7 +87,7 @@ def _time(ranked: Sequence[ArmSummary]) -> list[str]:
     busiest = max((cores for arm in ranked for cores in _best(arm).values("neighbour_cores")), default=0.0)
     if busiest > BUSY_CORES:
         return [
-            f"Time isn't compared: beside a run that it would go by, {busiest:.1f} cores were busy with other work."
+            f"Time isn't compared: while one of these runs trained, other programs kept {busiest:.1f} CPU cores busy."
         ]
     ratios = []
     for arm in ranked:
@@ -102,8 +102,8 @@ def _time(ranked: Sequence[ArmSummary]) -> list[str]:
     factor, label = max(ratios, default=(1.0, ""))
     if factor > STEADY:
         return [
-            f"Time isn't compared: steps of {label} took up to {factor:.2g} times as long in one run as in another, so "
-            "that other work must have run beside them."
+            f"Time isn't compared: steps of {label} took up to {factor:.2g} times as long in one run as in another; other "
+            "programs must have been running."
         ]
     return _cost(ranked, "seconds_train", "Fastest to train", lambda value: f"{seconds(value)} s")
 

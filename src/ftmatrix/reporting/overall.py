@@ -94,7 +94,7 @@ def _doubts(summary: Summary) -> list[str]:
     return [
         *doubts,
         f"{'One seed' if fewest == 1 else 'Two seeds'} cannot tell how much results vary from seed to seed: intervals "
-        "are over messages alone, and a rate counts as safe on so few runs. Five can: seed=0,1,2,3,4.",
+        "cover the choice of messages alone, and a rate is called stable on few runs. Five can: seed=0,1,2,3,4.",
     ]
 
 
