@@ -102,8 +102,8 @@ def _time(ranked: Sequence[ArmSummary]) -> list[str]:
     factor, label = max(ratios, default=(1.0, ""))
     if factor > STEADY:
         return [
-            f"Time isn't compared: steps of {label} took up to {factor:.2g} times as long in one run as in another; other "
-            "programs must have been running."
+            f"Time isn't compared: steps of {label} took up to {factor:.2g} times as long in one run as in another; "
+            "other programs must have been running."
         ]
     return _cost(ranked, "seconds_train", "Fastest to train", lambda value: f"{seconds(value)} s")
 
