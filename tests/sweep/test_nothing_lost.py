@@ -510,7 +510,8 @@ def test_an_unreadable_result_is_said_and_kept(
     (row,) = sweep([cell])
     assert row is not None
     assert row.outcome is Outcome.CRASHED
-    assert "holds a record that can't be read; mend it, or move it away" in str(row.reason)
+    assert "holds a record that can't be read (" in str(row.reason)
+    assert "; mend it, or move it away" in str(row.reason)
     assert "its record can't be read; it stays there" in capsys.readouterr().out
     assert result.read_text() == '{"written by": "another version"}'
 

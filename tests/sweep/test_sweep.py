@@ -239,6 +239,23 @@ def test_a_child_that_dies_is_a_row_and_costs_no_other_cell(
     assert [again[0].run_id, again[2].run_id] == [rows[0].run_id, rows[2].run_id]
 
 
+def test_a_library_that_ends_its_process_for_want_of_memory_is_a_row_that_says_so(
+    quick_cell: QuickCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = quick_cell("lr=2e-3")
+
+    def as_rust_does(pid: int) -> None:
+        (log,) = Path(cell.work_dir).glob("cells/*/files/log.txt")
+        with log.open("a") as file:
+            file.write("memory allocation of 4096 bytes failed\n")
+        os.kill(pid, signal.SIGABRT)
+
+    when_it(Phase.TRAIN, monkeypatch, as_rust_does)
+    (row,) = rows_of([cell])
+    assert row.outcome is Outcome.OUT_OF_MEMORY
+    assert "memory ran out while training (memory allocation of 4096 bytes failed)" in (row.reason or "")
+
+
 ROOM = 220 * 2**20
 """Enough to load the model and to score a few messages, and not to train on many."""
 

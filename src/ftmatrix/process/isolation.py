@@ -12,7 +12,6 @@ from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from ftmatrix.errors import ConfigError, UnsupportedError
 from ftmatrix.machine import VISIBLE, Card, Device, Rank, resolve, visible
 from ftmatrix.process import child
 from ftmatrix.process.child import OTHER_DIED, Began, Ended, Event, Stepped
+from ftmatrix.process.deaths import failed_allocation, kernel_kills
 from ftmatrix.records import CellResult, Outcome, Phase
 from ftmatrix.spec import Cell, ReadyCell
 
@@ -232,13 +232,7 @@ class CellProcess:
         if name == "SIGKILL" and kernel_kills() > self._kernel_kills:
             reason = f"memory ran out while {doing} (the kernel killed the process)"
             return CellResult(Outcome.OUT_OF_MEMORY, reason, self.phase, forecast=self.ready.forecast)
+        if name == "SIGABRT" and (found := failed_allocation(self.ready.log)):
+            reason = f"memory ran out while {doing} ({found})"
+            return CellResult(Outcome.OUT_OF_MEMORY, reason, self.phase, forecast=self.ready.forecast)
         return CellResult(Outcome.CRASHED, f"the process died of {name} while {doing}; {log}")
-
-
-def kernel_kills() -> int:
-    """How many processes the kernel has killed for want of memory since the machine started (Linux; else 0)."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
