@@ -118,6 +118,9 @@ def test_an_unreachable_model_is_one_line_a_row_and_exit_code_1(tmp_path: Path) 
         (["report", "nothing"], "no store there yet"),
         (["report", "a", "b"], "takes one study at most"),
         (["report", "a", "--jsn"], "report --jsn: no such option; did you mean '--json'?"),
+        (["report", "a", "--json=1"], "report --json=1: no such option; did you mean '--json'?"),
+        (["export", "--to=a", "--to=b"], "export --to=b: no such option; did you mean '--to'?"),
+        (["doctor", "prove"], "doctor prove: no such option; did you mean '--prove'?"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(

@@ -7,12 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftmatrix.errors import (
-    CellFailedError,
-    ClaimsOpenError,
-    ConfigError,
-    nearest,
-)
+from ftmatrix.errors import CellFailedError, ClaimsOpenError, ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -31,13 +26,13 @@ class Command:
         return [re.split("[ =]", option)[0] for option in self.options]
 
     def check(self, name: str, given: Iterable[str]) -> None:
-        """Refuse unknown options.
+        """Refuse all but its options. One that takes no value as OPTION=VALUE isn't one with it.
 
         Raises:
             ConfigError: names the nearest known one.
         """
-        unknown = sorted({word.partition("=")[0] for word in given if word.startswith("-")} - set(self.flags))
-        if unknown:
+        valued = tuple(f"{flag}=" for flag, option in zip(self.flags, self.options, strict=True) if "=" in option)
+        if unknown := sorted(word for word in given if word not in self.flags and not word.startswith(valued)):
             raise ConfigError(f"{name} {unknown[0]}: no such option; {nearest(unknown[0], self.flags)}")
 
 
@@ -83,7 +78,7 @@ def export(arguments: list[str]) -> None:
     from ftmatrix.study import write_results
 
     to, arguments = _option("--to", arguments)
-    COMMANDS["export"].check("export", arguments)
+    COMMANDS["export"].check("export", [word for word in arguments if word.startswith("-")])
     study = _only_study("export", arguments)
     store = Store(Tracking().store, study, create=False)
     path = Path(to) if to else results_of(study)
@@ -116,7 +111,7 @@ def register(arguments: list[str]) -> None:
     from ftmatrix.store import Store
 
     flags = dict(word.partition("=")[::2] for word in arguments if word.startswith("-"))
-    COMMANDS["register"].check("register", arguments)
+    COMMANDS["register"].check("register", [word for word in arguments if word.startswith("-")])
     study = _only_study("register", arguments)
     name = flags.get("--name") or f"ftmatrix-{study}"
     store = Store(Tracking().store, study, create=False)
@@ -151,8 +146,7 @@ def doctor(arguments: list[str]) -> None:
     from ftmatrix.process import open_console
     from ftmatrix.spec import REPORTS
 
-    if unknown := sorted(set(arguments) - set(COMMANDS["doctor"].flags)):
-        raise ConfigError(f"doctor {unknown[0]}: no such option; {nearest(unknown[0], COMMANDS['doctor'].flags)}")
+    COMMANDS["doctor"].check("doctor", arguments)
     console = open_console()
     as_json = "--json" in arguments
     with TemporaryDirectory() as folder:
