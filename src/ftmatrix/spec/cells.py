@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -118,15 +120,22 @@ class Cell:
             )
 
 
+def every_schema() -> Iterator[tuple[str, Any]]:
+    """The schemas of all settings, each with what stands before their keys: the cell's own first."""
+    several = {"method": METHOD_SCHEMAS.values(), "data": DATA_SCHEMAS.values()}
+    yield "", Cell
+    for part, kind in parts_of(Cell):
+        yield from ((f"{part}.", schema) for schema in several.get(part, [kind]))
+
+
 @cache
 def every_setting() -> dict[str, Declared]:
     """What is declared of each setting that any schema has, by its dotted key."""
-    schemas = {"method": METHOD_SCHEMAS.values(), "data": DATA_SCHEMAS.values()}
-    found = declared_in(Cell)
-    for part, kind in parts_of(Cell):
-        for schema in schemas.get(part, [kind]):
-            found |= {f"{part}.{name}": declared for name, declared in declared_in(schema).items()}
-    return found
+    return {
+        f"{prefix}{name}": declared
+        for prefix, schema in every_schema()
+        for name, declared in declared_in(schema).items()
+    }
 
 
 @cache

@@ -11,10 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ftmatrix.arms import METHOD_SCHEMAS
-from ftmatrix.data import DATA_SCHEMAS
 from ftmatrix.roles import plain
-from ftmatrix.spec.cells import Cell
+from ftmatrix.spec.cells import every_schema
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,14 @@ class Documented:
 
 def documented_settings() -> list[Documented]:
     """Every setting that some cell has, in the order of their declarations: those of the cell itself first."""
-    schemas = {"method": METHOD_SCHEMAS.values(), "data": DATA_SCHEMAS.values()}
-    parts = [entry for entry in dataclasses.fields(Cell) if isinstance(entry.type, type) and is_dataclass(entry.type)]
-    found = {setting.key: setting for setting in _settings_of(Cell)}
-    for part in parts:
-        for schema in schemas.get(part.name, [part.type]):
-            for setting in _settings_of(schema, f"{part.name}."):
-                found.setdefault(setting.key, setting)
+    found: dict[str, Documented] = {}
+    for prefix, schema in every_schema():
+        for setting in _settings_of(schema, prefix):
+            found.setdefault(setting.key, setting)
     return list(found.values())
 
 
-def _settings_of(schema: Any, prefix: str = "") -> Iterator[Documented]:
+def _settings_of(schema: Any, prefix: str) -> Iterator[Documented]:
     texts = docstrings_of(schema)
     for entry in dataclasses.fields(schema):
         if isinstance(entry.type, type) and is_dataclass(entry.type):

@@ -1,16 +1,15 @@
 """Command-line overrides: studies by name, and Hydra's errors as one line with the nearest valid name."""
 
-import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from ftmatrix.arms import METHOD_SCHEMAS, NAMED_METHODS
-from ftmatrix.data import DATA_SCHEMAS
+from ftmatrix.arms import NAMED_METHODS
 from ftmatrix.errors import ConfigError, first_line, nearest
-from ftmatrix.spec.cells import Cell
+from ftmatrix.roles import parts_of
+from ftmatrix.spec.cells import Cell, every_setting
 from ftmatrix.spec.places import config_folder
 from ftmatrix.spec.studies import known_studies
 
@@ -61,12 +60,8 @@ def options(group: str) -> list[str]:
 
 def keys() -> set[str]:
     """Every key that some override may set, dotted."""
-    nested = {"method": tuple(METHOD_SCHEMAS.values()), "data": tuple(DATA_SCHEMAS.values())}
-    found = set(_dotted(Cell, ""))
-    for group, schemas in nested.items():
-        for schema in schemas:
-            found |= set(_dotted(schema, f"{group}."))
-    return found | {"experiment", "n_jobs", "grids"}
+    parts = {name for name, _ in parts_of(Cell)}
+    return {*every_setting(), *parts, "experiment", "n_jobs", "grids"}
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -97,13 +92,6 @@ def _unknown(key: str) -> str:
     inner = {name for name in known if "." in key and name.startswith(key.partition(".")[0] + ".")}
     top = {name.partition(".")[0] for name in known}
     return f"{key}: no such setting; {nearest(key, inner or (known if '.' in key else top))}"
-
-
-def _dotted(schema: type, prefix: str) -> Iterator[str]:
-    for entry in dataclasses.fields(schema):
-        yield f"{prefix}{entry.name}"
-        if isinstance(entry.type, type) and dataclasses.is_dataclass(entry.type):
-            yield from _dotted(entry.type, f"{prefix}{entry.name}.")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -86,7 +86,7 @@ class CellLauncher(Launcher):
         composer = Composer(self.hydra_context.config_loader, self.config)
         jobs = composer.fitting(job_overrides)
         cells = {job: composer.cell(job) for job in jobs}  # what is left out may leave two jobs the same
-        from ftmatrix.sweep import sweep
+        from ftmatrix.sweep import sweep  # imports torch: a wrong setting is told before that
 
         rows = dict(zip(cells, sweep(list(cells.values()), n_jobs=self.n_jobs, engine=self.engine()), strict=True))
         returns = []
