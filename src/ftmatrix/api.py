@@ -31,18 +31,11 @@ def plan(**settings: Any) -> "DataFrame":
     Raises:
         ConfigError: a setting or a value is unknown or out of range.
     """
-    from ftmatrix.store import Store
-    from ftmatrix.sweep import check, plan_frame
-    from ftmatrix.sweep import plan as planned
+    from ftmatrix.sweep import look_ahead, plan_frame
 
     asked = _asked(settings | {"plan": True})
-    check(asked.cells, _n_jobs(asked))
-    first = asked.cells[0]
-    try:
-        store = Store(first.tracking.store, first.study, create=False)
-    except ConfigError:  # no cell was run yet
-        store = None
-    return plan_frame(planned(asked.cells, store, fetch=False))
+    planned, _ = look_ahead(asked.cells, _n_jobs(asked))
+    return plan_frame(planned)
 
 
 def run(*, listeners: "Sequence[Listener]" = (), **settings: Any) -> "DataFrame":

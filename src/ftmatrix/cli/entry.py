@@ -52,13 +52,10 @@ def run(arguments: Sequence[str]) -> int:
     except FtmatrixError as error:
         _complain(error, str(error))
         return 2
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         from ftmatrix.spec import explain
 
         _complain(error, explain(error))
-        return 2
-    except YAMLError as error:
-        _complain(error, f"a YAML file can't be read: {' '.join(str(error).split())}")
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -54,10 +54,8 @@ def ask(words: Sequence[str], grids: Sequence[Sequence[str]] = ()) -> Asked:
             jobs = jobs_of(params, stated, list(config.hydra.overrides.task), loader)  # type: ignore[arg-type]
             composer = Composer(loader, config)
             cells = {job: composer.cell(job) for job in composer.fitting(jobs)}
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(explain(error)) from error
-    except YAMLError as error:
-        raise ConfigError(f"a YAML file can't be read: {' '.join(str(error).split())}") from error
     return Asked(list(cells.values()), config.hydra.launcher)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ftmatrix.arms import NAMED_METHODS
 from ftmatrix.errors import ConfigError, first_line, nearest
@@ -64,8 +65,10 @@ def keys() -> set[str]:
     return {*every_setting(), *parts, "experiment", "n_jobs", "grids"}
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
+def explain(error: HydraException | OmegaConfBaseException | YAMLError) -> str:
     """Hydra's refusal of a command, in one line: the value, the rule, the way out."""
+    if isinstance(error, YAMLError):
+        return f"a YAML file can't be read: {' '.join(str(error).split())}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: Hydra can't read this ({first_line(error)}); quote it: KEY='\"VALUE\"'"
     said = " ".join(str(link) for link in _causes(error))

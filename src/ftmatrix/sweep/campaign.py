@@ -43,7 +43,6 @@ def sweep(cells: Sequence[Cell], *, n_jobs: int | str | None = None, engine: Eng
     """
     console = open_console()
     if cells[0].plan:
-        check(cells, n_jobs)
         _show_plan(cells, n_jobs, console)
         return [None] * len(cells)
     campaign = carry_out(cells, console, n_jobs=n_jobs, engine=engine)
@@ -155,18 +154,27 @@ def _compared(page: Path) -> str:
     return f"Compared, with plots: {page}"
 
 
-def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console) -> None:
-    """Print what a sweep would do. A store that isn't there, or doesn't answer, is neither made nor needed."""
-    notes = []
-    uri, study = cells[0].tracking.store, cells[0].study
+def look_ahead(cells: Sequence[Cell], n_jobs: int | str | None) -> tuple[list[Planned], Store | None]:
+    """What a sweep would do, and the store that it was told by: one that isn't there, or doesn't answer, isn't needed.
+
+    Raises:
+        ConfigError: see `check`.
+    """
+    check(cells, n_jobs)
     try:
-        store = Store(uri, study, create=False)
+        store = Store(cells[0].tracking.store, cells[0].study, create=False)
     except ConfigError:
         store = None
-        notes.append(
-            f"No finished cells to go by: {without_credentials(uri)} has none of {study!r}, or can't be reached."
-        )
-    planned = plan(cells, store, fetch=False)
+    return plan(cells, store, fetch=False), store
+
+
+def _show_plan(cells: Sequence[Cell], n_jobs: int | str | None, console: Console) -> None:
+    """Print what a sweep would do."""
+    planned, store = look_ahead(cells, n_jobs)
+    notes = []
+    if store is None:
+        place = without_credentials(cells[0].tracking.store)
+        notes.append(f"No finished cells to go by: {place} has none of {cells[0].study!r}, or can't be reached.")
     console.print(plan_table(planned))
     for line in (*plan_reasons(planned), *plan_totals(planned, side_by_side(planned, n_jobs)), *notes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
